@@ -1,0 +1,254 @@
+"""How the frames of a clip see each other while they are edited (Ground-A-Video, sections 3.2 and 3.3).
+
+The UNet and the ControlNet get all frames of a clip as one batch, frame-major: `(clips * frames, ...)`. The processors
+here fold the frames of a clip into the length of the query, so keys and values are computed once for the clip and
+shared by its frames, and clips never meet. [`inflated`] installs everything for the time of an edit.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from torch import nn
+
+
+FrameAttention = Literal["cross-frame", "first-frame", "sparse-causal", "per-frame"]
+
+
+@dataclass(frozen=True)
+class Inflation:
+    """What the frames of a clip share during the edit. The defaults are Ground-A-Video; the rest is for comparison.
+
+    Args:
+        self_attention (`str`): Whose latents a frame's queries attend to in `attn1`: those of all frames
+            (`"cross-frame"`, Ground-A-Video's spatial-temporal attention), of the first frame (`"first-frame"`,
+            Text2Video-Zero), of the first and the previous frame (`"sparse-causal"`, Tune-A-Video), or its own
+            (`"per-frame"`).
+        gated_attention (`str`): The same for GLIGEN's gated attention, whose keys also hold the grounding tokens.
+            Ground-A-Video's cross-frame gated attention is `"cross-frame"`.
+        modulated_cross_attention (`bool`): Whether in the unconditional branch a frame's queries attend to the null
+            embeddings of all frames, not to its own alone. No difference without null-text optimisation.
+        group_norm (`bool`): Whether the group norms of the ResNet blocks and of the UNet's output take their
+            statistics over all frames of a clip, as in the published model.
+
+    Raises:
+        `ValueError`: If an attention scheme is unknown.
+    """
+
+    self_attention: FrameAttention = "cross-frame"
+    gated_attention: FrameAttention = "cross-frame"
+    modulated_cross_attention: bool = True
+    group_norm: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("self_attention", "gated_attention"):
+            scheme = getattr(self, name)
+            if scheme not in get_args(FrameAttention):
+                raise ValueError(f"`{name}` has to be one of {get_args(FrameAttention)}, but is {scheme!r}.")
+
+
+class CrossFrameAttnProcessor:
+    """Self-attention in which the queries of every frame attend to the keys and values of all frames of the clip.
+
+    Serves `attn1` (spatial-temporal self-attention) and `fuser.attn` (cross-frame gated attention, whose input
+    `[latents ; grounding tokens]` makes the grounding tokens of all frames part of the keys).
+
+    Args:
+        num_frames (`int`): Frames of a clip.
+    """
+
+    def __init__(self, num_frames: int) -> None:
+        self.num_frames = num_frames
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Attends within each clip.
+
+        Args:
+            attn (`Attention`): The module that calls.
+            hidden_states (`torch.Tensor` of shape (clips * frames, tokens, channels)): Frame-major.
+            encoder_hidden_states, attention_mask: Part of the signature that `Attention` calls; always `None` here.
+
+        Returns:
+            `torch.Tensor` of the shape of `hidden_states`.
+        """
+        clips = hidden_states.unflatten(0, (-1, self.num_frames))
+        query = attn.to_q(clips)
+        attended = self.attend(query, *self.key_value(attn, clips), attn.heads)
+        return _project_out(attn, attended.flatten(0, 1))
+
+    def key_value(self, attn: Attention, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the frames that others attend to: (clips, frames, tokens, channels) each."""
+        return attn.to_k(clips), attn.to_v(clips)
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
+        """Attention of `query` (clips, frames, tokens, channels) over `key` and `value` of the same form."""
+        attended = _attention(query.flatten(1, 2), key.flatten(1, 2), value.flatten(1, 2), heads)
+        return attended.unflatten(1, query.shape[1:3])
+
+
+class FirstFrameAttnProcessor(CrossFrameAttnProcessor):
+    """Every frame attends to the first frame alone (Text2Video-Zero, section 3.3.3)."""
+
+    def key_value(self, attn: Attention, clips: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return attn.to_k(clips[:, :1]), attn.to_v(clips[:, :1])
+
+
+class SparseCausalAttnProcessor(CrossFrameAttnProcessor):
+    """Every frame attends to the first and to the previous frame (Tune-A-Video, section 4.1)."""
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
+        frames = []
+        for frame in range(self.num_frames):
+            # Frames 0 and 1 have only the first one to look back at: naming it twice would change nothing.
+            seen = [0] if frame <= 1 else [0, frame - 1]
+            frames.append(_attention(query[:, frame], key[:, seen].flatten(1, 2), value[:, seen].flatten(1, 2), heads))
+        return torch.stack(frames, dim=1)
+
+
+class PerFrameAttnProcessor(CrossFrameAttnProcessor):
+    """Every frame attends to itself alone, as in the image model."""
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
+        attended = _attention(query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), heads)
+        return attended.unflatten(0, query.shape[:2])
+
+
+_FRAME_ATTENTION: dict[str, type[CrossFrameAttnProcessor]] = {
+    "cross-frame": CrossFrameAttnProcessor,
+    "first-frame": FirstFrameAttnProcessor,
+    "sparse-causal": SparseCausalAttnProcessor,
+    "per-frame": PerFrameAttnProcessor,
+}
+
+
+class ModulatedCrossAttnProcessor:
+    """Cross-attention in which all frames that share a text attend to it together.
+
+    The branch is told by the text that is passed, never by a state of the module. In the conditional branch it is the
+    prompt, once a clip. In the unconditional branch it is the null embeddings of all frames of the clip in a row
+    (see [`modulated_text`]), which is modulated cross-attention (section 3.3). A text for every frame of its own gives
+    ordinary cross-attention.
+    """
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Attends to the text.
+
+        Args:
+            attn (`Attention`): The module that calls.
+            hidden_states (`torch.Tensor` of shape (clips * frames, tokens, channels)): Frame-major.
+            encoder_hidden_states (`torch.Tensor` of shape (texts, text tokens, text channels)): One text a clip or one
+                a frame, in the order of `hidden_states`.
+            attention_mask: Part of the signature that `Attention` calls; always `None` here.
+
+        Returns:
+            `torch.Tensor` of the shape of `hidden_states`.
+        """
+        texts, (batch, tokens, _) = encoder_hidden_states.shape[0], hidden_states.shape
+        query = attn.to_q(hidden_states).reshape(texts, batch // texts * tokens, -1)
+        key, value = attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
+        attended = _attention(query, key, value, attn.heads)
+        return _project_out(attn, attended.reshape(batch, tokens, -1))
+
+
+def modulated_text(null_embeddings: torch.Tensor) -> torch.Tensor:
+    """The text of the unconditional branch: the null embeddings of all frames of a clip, one after the other.
+
+    Args:
+        null_embeddings (`torch.Tensor` of shape (clips, frames, tokens, channels)): The null embedding of each frame.
+
+    Returns:
+        `torch.Tensor` of shape (clips, frames * tokens, channels).
+    """
+    return null_embeddings.flatten(1, 2)
+
+
+def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
+    """Multi-head attention over (batch, tokens, channels)."""
+    query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+
+
+def _project_out(attn: Attention, hidden_states: torch.Tensor) -> torch.Tensor:
+    for layer in attn.to_out:
+        hidden_states = layer(hidden_states)
+    return hidden_states / attn.rescale_output_factor
+
+
+@contextmanager
+def inflated(
+    unet: UNet2DConditionModel,
+    controlnets: list[ControlNetModel],
+    num_frames: int,
+    inflation: Inflation | None = None,
+) -> Iterator[None]:
+    """Makes `unet` and `controlnets` treat a clip as one sample, and undoes it on leaving, also by an exception.
+
+    Args:
+        unet (`UNet2DConditionModel`): Its `attn1`, `attn2` and, if gated, `fuser.attn` get the processors above.
+        controlnets (`list[ControlNetModel]`): Their `attn1` and `attn2` get them too.
+        num_frames (`int`): Frames of a clip. The models' batches have to be `(clips * num_frames, ...)`.
+        inflation ([`Inflation`], *optional*): What is shared between the frames; Ground-A-Video by default.
+    """
+    inflation = Inflation() if inflation is None else inflation
+    self_attention = _FRAME_ATTENTION[inflation.self_attention](num_frames)
+    gated_attention = _FRAME_ATTENTION[inflation.gated_attention](num_frames)
+    cross_attention = ModulatedCrossAttnProcessor()
+    found: list[tuple[Attention, object]] = []
+    hooks: list[torch.utils.hooks.RemovableHandle] = []
+
+    def install(attn: Attention, processor: object) -> None:
+        found.append((attn, attn.processor))
+        attn.set_processor(processor)
+
+    try:
+        for model in (unet, *controlnets):
+            for module in model.modules():
+                if isinstance(module, BasicTransformerBlock):
+                    install(module.attn1, self_attention)
+                    install(module.attn2, cross_attention)
+                    if hasattr(module, "fuser"):
+                        install(module.fuser.attn, gated_attention)
+                elif isinstance(module, ResnetBlock2D) and inflation.group_norm:
+                    hooks += [*_inflate_norm(module.norm1, num_frames), *_inflate_norm(module.norm2, num_frames)]
+        if inflation.group_norm:
+            hooks += _inflate_norm(unet.conv_norm_out, num_frames)
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for attn, processor in found:
+            attn.set_processor(processor)
+
+
+def _inflate_norm(norm: nn.Module, num_frames: int) -> list[torch.utils.hooks.RemovableHandle]:
+    """Makes a group norm see (clips, channels, frames, height, width), so that its statistics span the clip.
+
+    Hooks, not another module in its place: parameters keep their names, and offloading keeps its own hooks on it.
+    """
+
+    def fold(module: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        return (args[0].unflatten(0, (-1, num_frames)).transpose(1, 2),)
+
+    def unfold(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        return output.transpose(1, 2).flatten(0, 1)
+
+    return [norm.register_forward_pre_hook(fold), norm.register_forward_hook(unfold)]
