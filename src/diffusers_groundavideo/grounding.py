@@ -210,7 +210,9 @@ def _region_of_boxes(boxes: Sequence[Box | None], height: int, width: int, trunc
 
 
 def _outward(low: float, high: float, size: int) -> slice:
-    return slice(math.floor(low * size + _CORNER_TOLERANCE), math.ceil(high * size - _CORNER_TOLERANCE))
+    # A box thinner than the tolerance still has its one cell.
+    start = min(math.floor(low * size + _CORNER_TOLERANCE), size - 1)
+    return slice(start, max(start + 1, math.ceil(high * size - _CORNER_TOLERANCE)))
 
 
 def _mask_extent(mask: np.ndarray) -> Box | None:

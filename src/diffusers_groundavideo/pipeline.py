@@ -2,7 +2,8 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -20,7 +21,7 @@ from diffusers import (
 )
 from diffusers.loaders import StableDiffusionLoraLoaderMixin, TextualInversionLoaderMixin
 from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
-from diffusers.utils import BaseOutput, logging, scale_lora_layers, unscale_lora_layers
+from diffusers.utils import BaseOutput, logging
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -648,6 +649,9 @@ class GroundAVideoPipeline(
                 "Without a text encoder `prompt_embeds`, `phrase_embeds` and `inverted` or `latents` have to be given."
             )
 
+        if self.text_encoder is None and method == "ddim" and guidance_scale > 1 and negative_prompt_embeds is None:
+            raise ValueError("Without a text encoder `negative_prompt_embeds` has to be given for guidance.")
+
         check_number(num_videos_per_prompt, "num_videos_per_prompt", 1, integer=True)
         check_number(eta, "eta", 0, 1)
         check_number(gligen_scheduled_sampling_beta, "gligen_scheduled_sampling_beta", 0, 1)
@@ -883,18 +887,13 @@ class GroundAVideoPipeline(
             if len(ids) > self.tokenizer.model_max_length:
                 removed = self.tokenizer.decode(ids[self.tokenizer.model_max_length - 1 : -1])
                 logger.warning(f"CLIP sees {self.tokenizer.model_max_length} tokens; cut off {text!r}: {removed!r}.")
-        if lora_scale is not None:
-            scale_lora_layers(self.text_encoder, lora_scale)
-        try:
+        with _lora_scaled(self.text_encoder, lora_scale):
             uses_mask = getattr(self.text_encoder.config, "use_attention_mask", False)
             encoded = self.text_encoder(
                 tokens.input_ids.to(self._execution_device),
                 attention_mask=tokens.attention_mask.to(self._execution_device) if uses_mask else None,
                 output_hidden_states=clip_skip is not None,
             )
-        finally:
-            if lora_scale is not None:
-                unscale_lora_layers(self.text_encoder, lora_scale)
         if clip_skip is None:
             return encoded.last_hidden_state, encoded.pooler_output
         skipped = encoded.hidden_states[-(clip_skip + 1)]
@@ -1004,7 +1003,7 @@ class GroundAVideoPipeline(
             residuals["down_block_additional_residuals"] = [sample.to(self.unet.dtype) for sample in down]
             residuals["mid_block_additional_residual"] = mid.to(self.unet.dtype)
         sample = latents if inpainting is None else torch.cat([latents, inpainting], dim=1)
-        attention_kwargs = dict(self.cross_attention_kwargs or {})
+        attention_kwargs = {}
         if gligen is not None:
             attention_kwargs["gligen"] = {name: value.to(self.unet.dtype) for name, value in gligen.items()}
         return self.unet(
@@ -1076,6 +1075,7 @@ class GroundAVideoPipeline(
             conditioning_frames = [c.flatten(0, 1).to(device, self.controlnet.dtype) for c in conditioning_frames]
 
         with (
+            _lora_scaled(self.unet, (self.cross_attention_kwargs or {}).get("scale")),
             inflated(self.unet, self._controlnets, num_frames, inflation),
             self._stage("Denoising", self._num_timesteps) as progress_bar,
         ):
@@ -1210,13 +1210,15 @@ class GroundAVideoPipeline(
         texts = [source_prompt or "", ""]
         source_text, empty_text = self._encode_text(texts, lora_scale, self.clip_skip)[0]
         text = source_text if inversion_method == "negative-prompt" else empty_text
-        with self._stage("DDIM inversion", num_inference_steps) as bar:
+        with _lora_scaled(self.unet, lora_scale), self._stage("DDIM inversion", num_inference_steps) as bar:
             trajectory = ddim_inversion(predict_noise, latents, text, grid, frame_batch_size, checkpoint, bar.update)
         null_embeddings = None
         if inversion_method == "negative-prompt":
             null_embeddings = source_text.float()[None, None]
         elif inversion_method == "null-text":
             with (
+                # Around the whole, for a backward pass may compute activations again.
+                _lora_scaled(self.unet, lora_scale),
                 differentiable_in_inputs_only(self.unet, gradient_checkpointing),
                 self._stage("Null-text optimization", num_inference_steps) as bar,
             ):
@@ -1265,6 +1267,24 @@ class GroundAVideoPipeline(
         if source_prompt is not None and inversion_method != "ddim":
             key["source_prompt"] = source_prompt
         return key
+
+
+@contextmanager
+def _lora_scaled(model: torch.nn.Module, scale: float | None) -> Iterator[None]:
+    """The LoRA layers of `model` at `scale`, and afterwards exactly as they were.
+
+    diffusers would divide the scale out again, which leaves rounding errors, and the weight of an adapter lost if the
+    scale is 0: the model would be another one than its clips were inverted with.
+    """
+    layers = [module for module in model.modules() if hasattr(module, "scale_layer") and hasattr(module, "scaling")]
+    found = [dict(layer.scaling) for layer in layers]
+    try:
+        for layer in layers if scale is not None else []:
+            layer.scale_layer(scale)
+        yield
+    finally:
+        for layer, scaling in zip(layers, found):
+            layer.scaling.update(scaling)
 
 
 def _unconditional_text(negative_prompt_embeds: torch.Tensor | None, step: int, inflation: Inflation) -> torch.Tensor:

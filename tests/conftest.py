@@ -1,0 +1,43 @@
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+# Read by the libraries when they are imported: no test may depend on the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+
+from small_checkpoint import build_components, save_checkpoint, save_full_size_layout
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def components() -> dict[str, Any]:
+    """All components of a small pipeline, ControlNet included, new for every test: a test may change their weights."""
+    return build_components()
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as `GroundAVideoPipeline.save_pretrained` writes it, ControlNet included. Not to be written to."""
+    return save_checkpoint(tmp_path_factory.mktemp("small_checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def full_size_layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in the layout of `masterful/gligen-1-4-inpainting-text-box`, of small size. Not to be written to."""
+    return save_full_size_layout(tmp_path_factory.mktemp("full_size_layout"))
+
+
+@pytest.fixture(scope="session")
+def clips_dir() -> Path:
+    """Real clips: `clips/*.mp4` and `cases/*/{frames,edit.json}`."""
+    if not os.environ.get("GROUNDAVIDEO_CLIPS_DIR"):
+        pytest.skip("GROUNDAVIDEO_CLIPS_DIR is not set: there are no real clips")
+    return Path(os.environ["GROUNDAVIDEO_CLIPS_DIR"])
