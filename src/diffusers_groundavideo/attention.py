@@ -220,7 +220,8 @@ def inflated(
         attn.set_processor(processor)
 
     try:
-        for model in (unet, *controlnets):
+        # One ControlNet may serve several conditions; it is installed on once.
+        for model in dict.fromkeys([unet, *controlnets]):
             for module in model.modules():
                 if isinstance(module, BasicTransformerBlock):
                     install(module.attn1, self_attention)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler, ModelMixin
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 
@@ -105,7 +105,7 @@ class StepCheckpoint:
         """Keeps the tensors of the finished step `name`."""
         if self.folder is not None:
             with _replacing(self.folder / f"{name}.safetensors") as temporary:
-                save_file({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}, temporary)
+                temporary.write_bytes(save({key: tensor.cpu().contiguous() for key, tensor in tensors.items()}))
 
 
 @contextmanager
@@ -343,7 +343,8 @@ class InvertedClip:
         if self.null_embeddings is not None:
             tensors["null_embeddings"] = self.null_embeddings.cpu().contiguous()
         with _replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={"key": json.dumps(self.key)})
+            # Not `save_file`, whose files only their owner may read.
+            temporary.write_bytes(save(tensors, metadata={"key": json.dumps(self.key)}))
 
     @classmethod
     def load(cls, path: str | Path) -> "InvertedClip":

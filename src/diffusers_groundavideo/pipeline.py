@@ -544,7 +544,7 @@ class GroundAVideoPipeline(
         if not isinstance(given, list) or len(given) != len(self._controlnets):
             raise ValueError(
                 f"`conditioning_frames` has to be a list of one clip (or batch) for each of {len(self._controlnets)} "
-                f"ControlNets, but is {type(given).__name__} of length {len(given)}."
+                f"ControlNets, but is of type {type(given).__name__} and holds {len(given)} items."
             )
         conditions = [clips_to_tensor(one, "conditioning_frames", self.control_video_processor) for one in given]
         for condition in conditions:
@@ -1276,7 +1276,7 @@ def _lora_scaled(model: torch.nn.Module, scale: float | None) -> Iterator[None]:
     diffusers would divide the scale out again, which leaves rounding errors, and the weight of an adapter lost if the
     scale is 0: the model would be another one than its clips were inverted with.
     """
-    layers = [module for module in model.modules() if hasattr(module, "scale_layer") and hasattr(module, "scaling")]
+    layers: list[Any] = [m for m in model.modules() if hasattr(m, "scale_layer") and hasattr(m, "scaling")]
     found = [dict(layer.scaling) for layer in layers]
     try:
         for layer in layers if scale is not None else []:

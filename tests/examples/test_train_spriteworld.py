@@ -1,0 +1,173 @@
+"""The training scripts run, resume, and end in a checkpoint that loads; their parts do what they say."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "examples" / "train_spriteworld"
+sys.path.insert(0, str(SCRIPTS))
+
+from edit_pairs import NOTHING, box_cells, edit_scenes, encode_pairs, random_masks  # noqa: E402
+from train_unet import build_scheduler as build_training_scheduler  # noqa: E402
+from train_unet import build_unet, timestep_weights  # noqa: E402
+from train_vae import build_vae, standardise_latents  # noqa: E402
+from training import WeightAverage, learning_rate_at, render_batch  # noqa: E402
+
+
+def run_script(name: str, *arguments: str) -> None:
+    environment = dict(os.environ, OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
+    subprocess.run([sys.executable, str(SCRIPTS / name), *arguments], check=True, env=environment)
+
+
+@pytest.fixture(scope="module")
+def smoke_run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("spriteworld")
+    arguments = ["--run-dir", str(folder / "runs"), "--output-dir", str(folder / "checkpoint"), "--smoke"]
+    run_script("train_all.py", *arguments)
+    return folder
+
+
+def test_train_all_ends_in_a_checkpoint_that_loads_and_predicts(smoke_run):
+    checkpoint = smoke_run / "checkpoint"
+    index = json.loads((checkpoint / "model_index.json").read_text())
+    assert index["_class_name"] == "GroundAVideoPipeline"
+    unet = UNet2DConditionModel.from_pretrained(checkpoint / "unet")
+    vae = AutoencoderKL.from_pretrained(checkpoint / "vae")
+    controlnet = ControlNetModel.from_pretrained(checkpoint / "controlnet")
+    text_encoder = CLIPTextModel.from_pretrained(checkpoint / "text_encoder")
+    tokenizer = CLIPTokenizer.from_pretrained(checkpoint / "tokenizer")
+    scheduler = DDIMScheduler.from_pretrained(checkpoint / "scheduler")
+    # Stored in half precision, used in single unless asked otherwise.
+    assert unet.dtype == vae.dtype == controlnet.dtype == text_encoder.dtype == torch.float32
+    assert sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()) < 40e6
+    assert not scheduler.config.clip_sample and not scheduler.config.set_alpha_to_one
+    assert unet.config.attention_type == "gated" and unet.config.in_channels == 9
+
+    tokens = tokenizer(["a zebra, the prompt's tail"], padding="max_length", return_tensors="pt").input_ids
+    assert tokens.shape == (1, text_encoder.config.max_position_embeddings)
+    encoded = text_encoder(tokens)
+    assert text_encoder.config.eos_token_id == tokenizer.eos_token_id
+    with torch.no_grad():
+        latents = vae.encode(torch.zeros(1, 3, 64, 64)).latent_dist.mean
+        down, mid = controlnet(latents, 500, encoded.last_hidden_state, torch.zeros(1, 3, 64, 64), return_dict=False)
+        gligen = {
+            "boxes": torch.zeros(1, 30, 4),
+            "masks": torch.zeros(1, 30),
+            "positive_embeddings": encoded.pooler_output[:, None].repeat(1, 30, 1),
+        }
+        prediction = unet(
+            torch.cat([latents, torch.zeros(1, 5, 16, 16)], 1),
+            500,
+            encoded.last_hidden_state,
+            cross_attention_kwargs={"gligen": gligen},
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=mid,
+        ).sample
+    assert prediction.shape == latents.shape == (1, 4, 16, 16)
+
+
+def test_every_script_logs_its_steps_and_its_own_evaluation(smoke_run):
+    expected = {
+        "judge": "fresh_accuracy",
+        "clip_training": "fresh_crop_accuracy",
+        "vae_training": "fresh_psnr",
+        "unet_training": "edited_ceiling",
+        "controlnet_training": "fresh_loss_with",
+    }
+    for folder, figure in expected.items():
+        records = [json.loads(line) for line in (smoke_run / "runs" / folder / "log.jsonl").read_text().splitlines()]
+        assert all({"step", "seconds"} <= record.keys() for record in records)
+        assert any("loss" in record for record in records) and any(figure in record for record in records)
+
+
+def test_a_finished_run_resumes_at_its_end_with_its_weights(smoke_run):
+    log = smoke_run / "runs" / "vae_training" / "log.jsonl"
+    before, seconds = log.read_text().splitlines(), json.loads(log.read_text().splitlines()[-1])["seconds"]
+    run_script("train_vae.py", "--run-dir", str(smoke_run / "runs"), "--smoke")
+    after = [json.loads(line) for line in log.read_text().splitlines()[len(before) :]]
+    # No further step is trained; the evaluation alone is repeated, on the same weights.
+    assert len(after) == 1 and after[0]["seconds"] >= seconds
+    assert after[0]["fresh_psnr"] == pytest.approx(json.loads(before[-1])["fresh_psnr"], abs=1e-3)
+
+
+def test_standardised_latents_have_unit_variance_and_the_same_pictures():
+    torch.manual_seed(0)
+    vae = build_vae().eval()
+    _, _, frames = render_batch(list(range(6)))
+    with torch.no_grad():
+        before = vae.decode(vae.encode(frames).latent_dist.mean).sample
+        spread = vae.encode(frames).latent_dist.std * 1.0
+        scale = vae.encode(frames).latent_dist.mean.std((0, 2, 3))
+        standardise_latents(vae, frames)
+        posterior = vae.encode(frames).latent_dist
+        after = vae.decode(posterior.mean).sample
+    torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(posterior.mean.mean((0, 2, 3)), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(posterior.mean.std((0, 2, 3)), torch.ones(4), atol=1e-3, rtol=0)
+    torch.testing.assert_close(posterior.std, spread / scale[None, :, None, None], atol=1e-3, rtol=1e-3)
+
+
+def test_boxes_open_every_cell_they_touch_and_absent_ones_none():
+    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.25, 0.5, 0.5, 0.75], [0.26, 0.5, 0.49, 0.76], [torch.nan] * 4])
+    cells = box_cells(boxes)
+    assert cells[0].all() and not cells[3].any()
+    assert cells[1, 8:12, 4:8].all() and cells[1].sum() == 16
+    # Partly covered cells count: the fourth column to the eighth, and one row more.
+    assert cells[2, 8:13, 4:8].all() and cells[2].sum() == 20
+
+
+def test_what_changes_is_open_and_conditions_come_from_before_the_edit():
+    vae = build_vae().eval()
+    pairs = encode_pairs(vae, range(40))
+    masks = random_masks(pairs, torch.Generator().manual_seed(0), whole_share=0.0)
+    same = ~(pairs.changed.any(1) | (pairs.backgrounds[:, 0] != pairs.backgrounds[:, 1]))
+    assert 5 < same.sum() < 35
+    assert torch.equal(pairs.source[same], pairs.target[same])
+    assert not any(torch.equal(a, b) for a, b in zip(pairs.source[~same], pairs.target[~same]))
+    for index in range(len(pairs)):
+        if pairs.backgrounds[index, 0] == pairs.backgrounds[index, 1]:
+            opened = masks[index, 0] == 0
+            changed = (box_cells(pairs.boxes[index]) & pairs.changed[index, :, None, None]).any(0)
+            assert (opened | ~changed).all()
+            assert not (opened & ~box_cells(pairs.boxes[index]).any(0)).any()
+        else:
+            assert masks[index].mean() < 0.8
+    before, after = edit_scenes(int(pairs.seeds[0]))
+    for column, item in enumerate(after.objects):
+        assert (pairs.names[0, column] == NOTHING) == (item.name is None)
+    assert random_masks(pairs, torch.Generator().manual_seed(0), whole_share=1.0).sum() == 0
+
+
+def test_the_unet_starts_with_open_gates_and_few_enough_parameters():
+    unet = build_unet()
+    gates = [value for name, value in unet.named_parameters() if name.endswith(("alpha_attn", "alpha_dense"))]
+    assert gates and all(gate == 1 for gate in gates)
+    assert sum(parameter.numel() for parameter in unet.parameters()) * 2 < 25e6
+
+
+def test_timestep_weights_favour_noise_within_limits():
+    weights = timestep_weights(build_training_scheduler())
+    assert weights.shape == (1000,) and (weights.diff() >= 0).all()
+    assert weights.min() >= 0.2 and weights.max() <= 4
+
+
+def test_learning_rate_warms_up_rests_and_decays():
+    rates = [learning_rate_at(step, 1000, 1e-3) for step in range(1000)]
+    assert rates[0] == pytest.approx(1e-5) and max(rates) == pytest.approx(1e-3) and rates[-1] < 1e-4
+    assert rates[100:700] == [1e-3] * 600
+
+
+def test_a_weight_average_of_constant_weights_is_these_weights():
+    module = torch.nn.Linear(3, 3)
+    average = WeightAverage(module)
+    for step in range(5):
+        average.update(module, step)
+    torch.testing.assert_close(average.average, dict(module.state_dict()))
