@@ -1,5 +1,6 @@
 """From what a user passes to tensors, with errors that say what came and what was expected."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -92,6 +93,9 @@ def _in_unit_range(clip: Any, argument: str, processor: VideoProcessor) -> Any:
         return clip
     if clip.dtype in (np.uint8, torch.uint8):
         return clip.astype(np.float32) / 255 if isinstance(clip, np.ndarray) else clip.float() / 255
+    floating = clip.is_floating_point() if isinstance(clip, torch.Tensor) else np.issubdtype(clip.dtype, np.floating)
+    if not floating:
+        raise ValueError(f"`{argument}` has to be uint8 or of floating point, but is of {clip.dtype}.")
     signed = isinstance(clip, torch.Tensor) and processor.config.do_normalize
     low, high = float(clip.min()), float(clip.max())
     # Written so that NaN, which compares as false with everything, is refused.
@@ -118,7 +122,7 @@ def flow_to_tensors(flow: Any, argument: str, num_clips: int, num_frames: int) -
         `ValueError`: If it is of another shape, does not fit, or is not finite.
     """
     if isinstance(flow, (np.ndarray, torch.Tensor)):
-        flow = [flow] if flow.ndim == 4 else list(flow)
+        flow = list(flow) if flow.ndim == 5 else [flow]
     if not isinstance(flow, (list, tuple)) or not all(isinstance(one, (np.ndarray, torch.Tensor)) for one in flow):
         raise ValueError(f"`{argument}` has to be a tensor or a list of one a clip, but is {_described(flow)}.")
     tensors = [torch.as_tensor(one).float() for one in flow]
@@ -138,9 +142,9 @@ def check_number(
 ) -> None:
     """Raises a `ValueError` unless `low <= value <= high` (`low < value` if `strict`), and it is an `int` if asked."""
     kind = int if integer else (int, float)
-    in_range = isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
-    if not in_range or (strict and value == low):
-        what = "an integer" if integer else "a number"
+    is_number = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or not low <= value <= high or (strict and value == low):
+        what = "an integer" if integer else "a finite number"
         bound = f"{'above' if strict else 'at least'} {low}" + (f" and at most {high}" if high < float("inf") else "")
         raise ValueError(f"`{argument}` has to be {what} {bound}, but is {value!r}.")
 

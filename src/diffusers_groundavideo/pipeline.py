@@ -303,7 +303,7 @@ class GroundAVideoPipeline(
         size = self._working_size(pixels, height, width)
         conditions = self._preprocess_conditions(conditioning_frames, pixels, size)
         flows = self._preprocess_flow(flow, "flow", pixels)
-        backward_flows = self._preprocess_flow(backward_flow, "backward_flow", pixels)
+        backward_flows = self._preprocess_flow(backward_flow, "backward_flow", pixels, flows)
         self.check_inputs(
             pixels=pixels,
             groundings=groundings,
@@ -335,6 +335,8 @@ class GroundAVideoPipeline(
             cross_attention_kwargs=cross_attention_kwargs,
             output_type=output_type,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            inflation=inflation,
+            clip_skip=clip_skip,
         )
         self._guidance_scale = guidance_scale
         self._clip_skip = clip_skip
@@ -491,7 +493,12 @@ class GroundAVideoPipeline(
             guidance_scale,
             frame_batch_size,
             cross_attention_kwargs,
+            clip_skip,
         )
+        if not self._can_encode_text:
+            raise ValueError(
+                "The pipeline needs its `text_encoder` and `tokenizer` to invert, but one of them is None."
+            )
         self._guidance_scale = guidance_scale
         self._clip_skip = clip_skip
         self._cross_attention_kwargs = cross_attention_kwargs
@@ -544,7 +551,8 @@ class GroundAVideoPipeline(
         if not isinstance(given, list) or len(given) != len(self._controlnets):
             raise ValueError(
                 f"`conditioning_frames` has to be a list of one clip (or batch) for each of {len(self._controlnets)} "
-                f"ControlNets, but is of type {type(given).__name__} and holds {len(given)} items."
+                f"ControlNets, but is {type(given).__name__}"
+                f"{f' of length {len(given)}' if isinstance(given, list) else ''}."
             )
         conditions = [clips_to_tensor(one, "conditioning_frames", self.control_video_processor) for one in given]
         for condition in conditions:
@@ -555,8 +563,19 @@ class GroundAVideoPipeline(
                 )
         return [_resize(condition, *size).clamp(0, 1) for condition in conditions]
 
-    def _preprocess_flow(self, flow: Any, argument: str, pixels: torch.Tensor) -> list[torch.Tensor] | None:
-        return None if flow is None else flow_to_tensors(flow, argument, *pixels.shape[:2])
+    def _preprocess_flow(
+        self, flow: Any, argument: str, pixels: torch.Tensor, opposite: list[torch.Tensor] | None = None
+    ) -> list[torch.Tensor] | None:
+        if flow is None:
+            return None
+        flows = flow_to_tensors(flow, argument, *pixels.shape[:2])
+        for one, other in zip(flows, opposite or flows, strict=True):
+            if one.shape != other.shape:
+                raise ValueError(
+                    f"`{argument}` has to be on the grid of `flow`, but is on {tuple(one.shape[-2:])} pixels and "
+                    f"`flow` on {tuple(other.shape[-2:])}."
+                )
+        return flows
 
     def check_inputs(
         self,
@@ -590,6 +609,8 @@ class GroundAVideoPipeline(
         cross_attention_kwargs: Any,
         output_type: Any,
         callback_on_step_end_tensor_inputs: Any,
+        inflation: Any = None,
+        clip_skip: Any = None,
     ) -> None:
         """Raises a `ValueError` for what `__call__` cannot work with. Runs no model."""
         num_clips, num_frames = pixels.shape[:2]
@@ -606,6 +627,7 @@ class GroundAVideoPipeline(
             guidance_scale,
             frame_batch_size,
             cross_attention_kwargs,
+            clip_skip,
         )
         if inverted is not None:
             clips = inverted if isinstance(inverted, list) else [inverted]
@@ -643,14 +665,16 @@ class GroundAVideoPipeline(
                     f"`phrase_embeds` has to hold one tensor a clip ({num_clips}), but holds {len(each)}."
                 )
             for one, grounding in zip(each, groundings, strict=True):
-                check_finite_tensor(one, "phrase_embeds", (len(grounding.objects), None))
-        if self.text_encoder is None and (prompt is not None or phrase_embeds is None or inverts):
+                check_finite_tensor(one, "phrase_embeds", (len(grounding.objects), channels))
+        if not self._can_encode_text and (prompt is not None or phrase_embeds is None or inverts):
             raise ValueError(
-                "Without a text encoder `prompt_embeds`, `phrase_embeds` and `inverted` or `latents` have to be given."
+                "Without a text encoder and its tokenizer `prompt_embeds`, `phrase_embeds` and `inverted` or "
+                "`latents` have to be given."
             )
-
-        if self.text_encoder is None and method == "ddim" and guidance_scale > 1 and negative_prompt_embeds is None:
-            raise ValueError("Without a text encoder `negative_prompt_embeds` has to be given for guidance.")
+        if not self._can_encode_text and method == "ddim" and guidance_scale > 1 and negative_prompt_embeds is None:
+            raise ValueError(
+                "Without a text encoder and its tokenizer `negative_prompt_embeds` has to be given for guidance."
+            )
 
         check_number(num_videos_per_prompt, "num_videos_per_prompt", 1, integer=True)
         check_number(eta, "eta", 0, 1)
@@ -660,6 +684,11 @@ class GroundAVideoPipeline(
             raise ValueError(
                 f"`generator` has to hold one a resulting clip ({num_results}), but holds {len(generator)}."
             )
+        for one in generator if isinstance(generator, list) else [generator]:
+            if generator is not None and not isinstance(one, torch.Generator):
+                raise ValueError(
+                    f"`generator` has to be a torch.Generator or a list of them, but is {type(one).__name__}."
+                )
         if latents is not None:
             h, w = size[0] // self.vae_scale_factor, size[1] // self.vae_scale_factor
             shape = (num_results, num_frames, self.vae.config.latent_channels, h, w)
@@ -685,6 +714,8 @@ class GroundAVideoPipeline(
             if start >= end:
                 raise ValueError(f"`control_guidance_start` ({start}) has to be below `control_guidance_end` ({end}).")
 
+        if inflation is not None and not isinstance(inflation, Inflation):
+            raise ValueError(f"`inflation` has to be an Inflation, but is {type(inflation).__name__}.")
         if output_type not in get_args(OutputType):
             raise ValueError(f"`output_type` has to be one of {get_args(OutputType)}, but is {output_type!r}.")
         unknown = [name for name in callback_on_step_end_tensor_inputs if name not in self._callback_tensor_inputs]
@@ -704,6 +735,7 @@ class GroundAVideoPipeline(
         guidance_scale: Any,
         frame_batch_size: Any,
         cross_attention_kwargs: Any,
+        clip_skip: Any,
     ) -> None:
         """What `__call__` and `invert` both ask for."""
         num_clips, num_frames = pixels.shape[:2]
@@ -740,6 +772,13 @@ class GroundAVideoPipeline(
         check_number(
             num_inference_steps, "num_inference_steps", 1, self.scheduler.config.num_train_timesteps, integer=True
         )
+        scheduler = copy.deepcopy(self.scheduler)
+        scheduler.set_timesteps(num_inference_steps)
+        if (first := int(scheduler.timesteps[0])) >= self.scheduler.config.num_train_timesteps:
+            raise ValueError(
+                f"`num_inference_steps` is {num_inference_steps}, with which the scheduler begins at timestep "
+                f"{first}, but has only {self.scheduler.config.num_train_timesteps} of them."
+            )
         check_number(num_null_text_steps, "num_null_text_steps", 1, integer=True)
         check_number(guidance_scale, "guidance_scale", 0)
         if inversion_method == "null-text" and guidance_scale <= 1:
@@ -748,9 +787,21 @@ class GroundAVideoPipeline(
             )
         if frame_batch_size is not None:
             check_number(frame_batch_size, "frame_batch_size", 1, integer=True)
+        if clip_skip is not None and self.text_encoder is not None:
+            check_number(clip_skip, "clip_skip", 0, self.text_encoder.config.num_hidden_layers, integer=True)
+        if cross_attention_kwargs is not None and not isinstance(cross_attention_kwargs, dict):
+            raise ValueError(
+                f"`cross_attention_kwargs` has to be a dict, but is {type(cross_attention_kwargs).__name__}."
+            )
         unknown = sorted(set(cross_attention_kwargs or {}) - {"scale"})
         if unknown:
             raise ValueError(f"`cross_attention_kwargs` may hold 'scale' (of LoRA layers) only, but holds {unknown}.")
+        if cross_attention_kwargs:
+            check_number(cross_attention_kwargs["scale"], "cross_attention_kwargs['scale']", -math.inf)
+
+    @property
+    def _can_encode_text(self) -> bool:
+        return self.text_encoder is not None and self.tokenizer is not None
 
     def _check_inverted(
         self,
