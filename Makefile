@@ -1,7 +1,7 @@
 # Needs Python ≥ 3.11 and make; everything else is installed into .venv.
 PYTHON ?= python3
 
-.PHONY: demo test test-slow test-oldest lint types clean
+.PHONY: demo test test-slow test-oldest lint bundle types clean
 
 demo: .venv/installed
 	.venv/bin/python examples/demo.py
@@ -19,6 +19,11 @@ test-oldest: .venv-oldest/installed
 lint: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/python scripts/build_bundle.py --check
+
+# The pipeline as one file, examples/community/ground_a_video.py: after a change of the modules it is made of.
+bundle: .venv/installed
+	.venv/bin/python scripts/build_bundle.py
 
 types: .venv/installed
 	.venv/bin/mypy

@@ -1,4 +1,6 @@
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 
+from loopback_hub import LoopbackHub
 from small_checkpoint import build_components, save_checkpoint, save_full_size_layout
 
 
@@ -41,3 +44,20 @@ def clips_dir() -> Path:
     if not os.environ.get("GROUNDAVIDEO_CLIPS_DIR"):
         pytest.skip("GROUNDAVIDEO_CLIPS_DIR is not set: there are no real clips")
     return Path(os.environ["GROUNDAVIDEO_CLIPS_DIR"])
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
+    """An empty Hub on 127.0.0.1. What talks to it runs in `hub.python(script)`, or in a process with `hub.env`."""
+    with LoopbackHub(home=tmp_path / "huggingface") as server:
+        yield server
+
+
+@pytest.fixture
+def remote_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Lets diffusers load code in this process: copied to a folder of the test, forgotten after it."""
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    for name in [name for name in sys.modules if name.split(".")[0] == "diffusers_modules"]:
+        del sys.modules[name]
