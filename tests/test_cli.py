@@ -228,7 +228,7 @@ def test_the_plan_is_said(invoke: Callable[..., Result], tmp_path: Path) -> None
 
 def test_run_record_of_an_edit(invoke: Callable[..., Result], tmp_path: Path, small_checkpoint: Path) -> None:
     assert invoke("edit", "clip.mp4", tmp_path / "edited.mp4", "--height", 32, "--dtype", "float32").exit_code == 0
-    assert {path.name for path in tmp_path.iterdir()} == {"edited.mp4", "edited.run.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"edited.mp4", "edited.preset.json", "edited.run.json"}
     record = json.loads((tmp_path / "edited.run.json").read_text())
     assert set(record["versions"]) == {"diffusers-groundavideo", "diffusers", "transformers", "torch", "python"}
     assert record["arguments"]["model"] == str(small_checkpoint)
@@ -245,6 +245,18 @@ def test_run_record_of_an_edit(invoke: Callable[..., Result], tmp_path: Path, sm
     assert set(record["seconds"]) == {"load", "invert", "edit", "write"}
     assert all(seconds > 0 for seconds in record["seconds"].values())
     assert record["peak_memory_bytes"] > 2**26
+
+
+def test_the_preset_of_an_edit_gives_the_same_edit(
+    invoke: Callable[..., Result], tmp_path: Path, small_checkpoint: Path
+) -> None:
+    options = ("--depth", "depth", "--flow", "both_flows.safetensors")
+    result = invoke("edit", "clip", tmp_path / "edited", *options, "--guidance-scale", 3, "--width", 96)
+    assert result.exit_code == 0, result.output
+    again = ["preset", "run", tmp_path / "edited.preset.json", "clip", "-o", tmp_path / "again", *options]
+    result = CliRunner().invoke(app, [str(argument) for argument in [*again, "--model", small_checkpoint]])
+    assert result.exit_code == 0, result.output
+    np.testing.assert_array_equal(read_clip(tmp_path / "again").frames, read_clip(tmp_path / "edited").frames)
 
 
 def test_run_record_of_an_inversion(invoke: Callable[..., Result], tmp_path: Path) -> None:

@@ -10,7 +10,13 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from diffusers import ControlNetModel, DDIMScheduler, MultiControlNetModel
+from diffusers import (
+    ControlNetModel,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    MultiControlNetModel,
+    PNDMScheduler,
+)
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
@@ -957,20 +963,23 @@ def test_the_arguments_are_left_as_they_are(pipe: GroundAVideoPipeline) -> None:
     assert arguments["controlnet_conditioning_scale"] == [0.5]
 
 
+@pytest.mark.parametrize("scheduler_class", [PNDMScheduler, EulerDiscreteScheduler])
 def test_another_scheduler_is_converted_with_a_warning(
-    components: dict[str, Any], caplog: pytest.LogCaptureFixture
+    components: dict[str, Any], caplog: pytest.LogCaptureFixture, scheduler_class: Any
 ) -> None:
-    from diffusers import EulerDiscreteScheduler
-
     own = DDIMScheduler(**NOISE_SCHEDULE, clip_sample=True)
     assert GroundAVideoPipeline(**(components | {"scheduler": own})).scheduler is own
     assert not caplog.records
-    other = EulerDiscreteScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
+    # Says nothing of clipping, and Euler nothing of the last alpha: DDIM's own defaults would not do.
+    other = scheduler_class(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="linspace"
+    )
     pipe = GroundAVideoPipeline(**(components | {"scheduler": other}))
     assert isinstance(pipe.scheduler, DDIMScheduler)
-    assert ["EulerDiscreteScheduler is converted" in record.message for record in caplog.records] == [True]
+    assert [f"{scheduler_class.__name__} is converted" in record.message for record in caplog.records] == [True]
     config = pipe.scheduler.config
     assert (config.clip_sample, config.set_alpha_to_one, config.steps_offset) == (False, False, 1)
+    assert config.timestep_spacing == "leading"
     assert torch.equal(pipe.scheduler.alphas_cumprod, components["scheduler"].alphas_cumprod)
 
 

@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from diffusers_groundavideo import GroundAVideoPipeline, Inflation, VideoGrounding, presets
-from diffusers_groundavideo.preset_commands import app
-from diffusers_groundavideo.preset_fields import ExpectedClip, HubModel, InflationForm
+from diffusers_groundavideo.cli.preset import app
 from diffusers_groundavideo.presets import EditPreset
+from diffusers_groundavideo.presets.fields import ExpectedClip, HubModel, InflationForm
 from diffusers_groundavideo.video import read_clip, write_clip
 from loopback_hub import LoopbackHub
 from small_edit import SMALL_EDIT, make_frames, write_edit, write_frames
@@ -496,7 +496,7 @@ import numpy as np
 import torch
 from diffusers import ControlNetModel
 from diffusers_groundavideo import GroundAVideoPipeline, VideoGrounding
-from diffusers_groundavideo.preset_fields import HubModel
+from diffusers_groundavideo.presets.fields import HubModel
 from diffusers_groundavideo.presets import EditPreset
 from diffusers_groundavideo.video import read_clip
 
@@ -771,7 +771,7 @@ def test_run_on_another_clip(new: Callable[..., Result], invoke: Callable[..., R
 
 COMMANDS = """
 import json, sys
-from diffusers_groundavideo.preset_commands import app
+from diffusers_groundavideo.cli.preset import app
 for command in json.loads(sys.argv[1]):
     app(command, standalone_mode=False)
 """

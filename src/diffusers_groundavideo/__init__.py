@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "EditPreset",
     "GroundAVideoPipeline",
     "GroundAVideoPipelineOutput",
     "GroundedObject",
@@ -17,6 +18,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "EditPreset": "presets",
     "GroundAVideoPipeline": "pipeline",
     "GroundAVideoPipelineOutput": "pipeline",
     "GroundedObject": "grounding",
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from .grounding import GroundedObject, VideoGrounding
     from .inversion import InvertedClip
     from .pipeline import GroundAVideoPipeline, GroundAVideoPipelineOutput
+    from .presets import EditPreset
 
 
 def __getattr__(name: str) -> Any:

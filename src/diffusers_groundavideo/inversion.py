@@ -119,6 +119,7 @@ def _replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@torch.no_grad()
 def ddim_inversion(
     predict_noise: PredictNoise,
     latents: torch.Tensor,
@@ -166,6 +167,7 @@ def ddim_inversion(
     return torch.stack(trajectory)
 
 
+@torch.no_grad()
 def null_text_optimization(
     predict_noise: PredictNoise,
     trajectory: torch.Tensor,

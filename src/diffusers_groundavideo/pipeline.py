@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -154,6 +155,14 @@ class GroundAVideoPipeline(
         self._interrupt = False
         self._num_timesteps = 0
 
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
+        # A repo that carries its own pipeline names its file too, and diffusers would run that in place of this class.
+        config = super()._dict_from_json_file(json_file)
+        if isinstance(config["_class_name"], list):
+            config["_class_name"] = config["_class_name"][1]
+        return config
+
     @property
     def guidance_scale(self) -> float:
         return self._guidance_scale
@@ -182,7 +191,7 @@ class GroundAVideoPipeline(
     def __call__(
         self,
         video: VideoInput,
-        grounding: VideoGrounding | list[VideoGrounding],
+        grounding: VideoGrounding | dict[str, Any] | list[VideoGrounding | dict[str, Any]],
         prompt: str | list[str] | None = None,
         source_prompt: str | list[str] | None = None,
         conditioning_frames: VideoInput | list[VideoInput] | None = None,
@@ -227,7 +236,8 @@ class GroundAVideoPipeline(
         Args:
             video: The clip or clips: all that [`~VideoProcessor.preprocess_video`] takes, (clips,) F frames of H x W,
                 pixels in [0, 1] or uint8.
-            grounding ([`VideoGrounding`] or a list of one a clip): The objects, their places, and what they become.
+            grounding ([`VideoGrounding`], a dict for [`VideoGrounding.from_dict`], or a list of one a clip): The
+                objects, their places, and what they become.
             prompt (`str` or `list[str]`): What each clip shall show after the edit.
             source_prompt (`str` or `list[str]`, *optional*): What each clip shows now. Needed to invert with
                 `"negative-prompt"` and `"null-text"`.
@@ -296,7 +306,7 @@ class GroundAVideoPipeline(
             `ValueError`: For every argument of a wrong shape, count, range or combination, before any model runs.
         """
         callback_on_step_end_tensor_inputs = callback_on_step_end_tensor_inputs or ["latents"]
-        groundings = grounding if isinstance(grounding, list) else [grounding]
+        groundings = _as_groundings(grounding)
 
         # 1. Check everything before any model runs.
         pixels = self.preprocess_video(video)
@@ -448,7 +458,7 @@ class GroundAVideoPipeline(
     def invert(
         self,
         video: VideoInput,
-        grounding: VideoGrounding | list[VideoGrounding],
+        grounding: VideoGrounding | dict[str, Any] | list[VideoGrounding | dict[str, Any]],
         source_prompt: str | list[str] | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -480,7 +490,7 @@ class GroundAVideoPipeline(
         Raises:
             `ValueError`: For bad arguments, before any model runs; and if `checkpoint_dir` holds another inversion.
         """
-        groundings = grounding if isinstance(grounding, list) else [grounding]
+        groundings = _as_groundings(grounding)
         pixels = self.preprocess_video(video)
         size = self._working_size(pixels, height, width)
         self._check_inversion_inputs(
@@ -693,6 +703,8 @@ class GroundAVideoPipeline(
             h, w = size[0] // self.vae_scale_factor, size[1] // self.vae_scale_factor
             shape = (num_results, num_frames, self.vae.config.latent_channels, h, w)
             check_finite_tensor(latents, "latents", shape)
+        if has_flow and latents is not None:
+            raise ValueError("`flow` smooths inverted latents, but `latents` are taken as they are: pass one of them.")
         if flow_threshold is not None:
             check_number(flow_threshold, "flow_threshold", 0, 1 if relative_flow_threshold else float("inf"))
         if has_backward_flow and (relative_flow_threshold or not has_flow):
@@ -1353,6 +1365,11 @@ def _resize(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
         return frames
     resized = F.interpolate(frames.flatten(0, 1), (height, width), mode="bicubic", antialias=True, align_corners=False)
     return resized.clamp(-1, 1).unflatten(0, frames.shape[:2])
+
+
+def _as_groundings(grounding: Any) -> list[VideoGrounding]:
+    each = grounding if isinstance(grounding, list) else [grounding]
+    return [VideoGrounding.from_dict(one) if isinstance(one, dict) else one for one in each]
 
 
 def _one_a_net(value: float | list[float], nets: int) -> list[float]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from .preset_fields import shortened
+from .fields import shortened
 
 
 MAX_FILE_BYTES = 4 * 2**20

@@ -1,61 +1,35 @@
-"""The command line: `groundavideo edit` and `groundavideo invert`."""
+"""`groundavideo edit` and `groundavideo invert`."""
 
-import hashlib
-import json
-import platform
 import secrets
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import typer
-from rich.console import Console
-from rich.text import Text
-from typer.core import TyperGroup
 
-from . import __version__
-from .video import Clip, check_output_path, read_clip, write_clip
-from .video import side_by_side as join_side_by_side
-
-
-# torch, diffusers and what builds on them take seconds to import, and `--help` needs none of them: the functions that
-# do import them.
-if TYPE_CHECKING:
-    import torch
-
-    from .grounding import VideoGrounding
-    from .pipeline import GroundAVideoPipeline
-
-
-_console = Console(markup=False, highlight=False, soft_wrap=True)
-_errors = Console(stderr=True, highlight=False, soft_wrap=True)
-
-
-class _Commands(TyperGroup):
-    """Says in one line what is wrong with the input or the disk, in place of a traceback."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (ValueError, OSError) as error:
-            _errors.print(Text(f"Error: {' '.join(str(error).split())}", style="red"))
-            raise typer.Exit(2) from error
-
-
-app = typer.Typer(
-    cls=_Commands,
-    no_args_is_help=True,
-    add_completion=False,
-    # The boxes of the other mode cut long options short in a window of 80 columns.
-    rich_markup_mode=None,
-    help="Edits several objects of a video clip at once, each in its place, without training.",
+from ..video import Clip, check_output_path, read_clip, write_clip
+from ..video import side_by_side as join_side_by_side
+from .running import (
+    Run,
+    check_number_of_conditions,
+    choose_device,
+    console,
+    describe_edit,
+    frames_hash,
+    load_pipeline,
+    one_or_all,
+    read_depth,
+    read_edit_file,
+    read_flow,
+    record_path_of,
 )
+
+
+if TYPE_CHECKING:
+    from ..grounding import VideoGrounding
+    from ..pipeline import GroundAVideoPipeline
+    from ..presets import EditPreset
+
 
 ClipPath = Annotated[
     Path, typer.Argument(metavar="CLIP", help="A video, a gif, or a folder of frames (taken in numeric order).")
@@ -91,9 +65,6 @@ Variant = Annotated[str | None, typer.Option(help='Of the files of the model, su
 MaxFrames = Annotated[int | None, typer.Option(help="Take only so many frames from the start of the clip.")]
 
 
-@app.command(
-    "edit", epilog="To invert a clip once for several edits, call `groundavideo invert` and then edit with --inverted."
-)
 def edit_clip(
     ctx: typer.Context,
     clip: ClipPath,
@@ -175,29 +146,29 @@ def edit_clip(
         _check_inversion_path(save_inverted, "--save-inverted")
         if inverted is not None:
             raise ValueError("--save-inverted and --inverted exclude each other: nothing is inverted here.")
-    record_path = _record_path(output)
+    record_path, preset_path = record_path_of(output), output.with_name(f"{output.stem}.preset.json")
     source = read_clip(clip, max_frames=max_frames)
-    objects = _read_edit(edit)
+    objects = read_edit_file(edit)
     prompt = objects.target_prompt if prompt is None else prompt
     source_prompt = objects.source_prompt if source_prompt is None else source_prompt
     if prompt is None:
         raise ValueError(f"There is no 'target_prompt' in {edit} and no --prompt.")
     objects.grounding.frame_boxes(len(source.frames))
-    conditioning_clips = [_read_depth(path, source, max_frames) for path in depth or []]
-    flows = _read_flow(flow, source, max_frames)
+    conditioning_clips = [read_depth(path, source, max_frames) for path in depth or []]
+    flows = read_flow(flow, source, max_frames)
 
-    from .inversion import InvertedClip
+    from ..inversion import InvertedClip
 
     inverted_clip: Any = None if inverted is None else InvertedClip.load(inverted)
     if seed is None:
         seed = secrets.randbelow(2**32)
-    run = _Run(ctx.params, _choose_device(device))
-    _describe(objects.grounding, source, source_prompt, prompt)
-    _console.print(f"Seed {seed}, on {run.device}.")
+    run = Run(ctx.params, choose_device(device))
+    describe_edit(objects.grounding, source, source_prompt, prompt)
+    console.print(f"Seed {seed}, on {run.device}.")
 
     with run.stage("load"):
-        pipe = _load_pipeline(model, run.device, dtype, variant, controlnet)
-    _check_number_of_conditions(pipe, controlnet, depth)
+        pipe = load_pipeline(model, run.device, dtype, variant, controlnet)
+    check_number_of_conditions(pipe, controlnet, depth)
     scales = controlnet_conditioning_scale or [1.0]
     for_inversion: dict[str, Any] = {
         "source_prompt": source_prompt,
@@ -215,6 +186,24 @@ def edit_clip(
         "controlnet_conditioning_scale": scales if len(scales) > 1 else scales[0],
         "gligen_scheduled_sampling_beta": gligen_scheduled_sampling_beta,
     }
+    preset = _preset_of(
+        source,
+        objects.grounding,
+        one_or_all(conditioning_clips),
+        flows,
+        {
+            **for_edit,
+            "inversion_method": inversion_method if inverted_clip is None else inverted_clip.inversion_method,
+            "height": height,
+            "width": width,
+            "open_all_boxes": open_all_boxes,
+            "paste_back": paste_back,
+            "seed": seed,
+        },
+        model,
+        variant,
+        controlnet or [],
+    )
     if inverted_clip is None:
         _check_before_inverting(pipe, source, objects.grounding, flows, for_edit)
         with run.stage("invert"):
@@ -231,7 +220,7 @@ def edit_clip(
             source.frames,
             objects.grounding,
             inverted=inverted_clip,
-            conditioning_frames=_one_or_all(conditioning_clips),
+            conditioning_frames=one_or_all(conditioning_clips),
             height=height,
             width=width,
             open_all_boxes=open_all_boxes,
@@ -243,17 +232,19 @@ def edit_clip(
             **for_edit,
         )
     frames = np.stack([np.asarray(frame) for frame in clips[0]])
-    _console.print(f"Open to the edit: {opened_shares[0]:.1%} of the clip.")
+    console.print(f"Open to the edit: {opened_shares[0]:.1%} of the clip.")
 
     with run.stage("write"):
         write_clip(output, frames, source.fps)
         if side_by_side is not None:
             write_clip(side_by_side, join_side_by_side([source.frames, frames], ["before", "after"]), source.fps)
-    run.write_record(record_path, source, seed=seed, opened_share=opened_shares[0], result_sha256=_frames_hash(frames))
-    _console.print(f"Wrote {output} and {record_path}.")
+    if preset is not None:
+        preset_path.write_text(preset.to_json() + "\n", encoding="utf-8")
+    run.write_record(record_path, source, seed=seed, opened_share=opened_shares[0], result_sha256=frames_hash(frames))
+    written = [output, record_path] if preset is None else [output, preset_path, record_path]
+    console.print(f"Wrote {', '.join(map(str, written))}.")
 
 
-@app.command("invert")
 def invert_clip(
     ctx: typer.Context,
     clip: ClipPath,
@@ -281,14 +272,14 @@ def invert_clip(
     """Inverts CLIP once, for any number of edits of the same objects (size, steps and model have to be the same)."""
     _check_inversion_path(output, "--output")
     source = read_clip(clip, max_frames=max_frames)
-    objects = _read_edit(edit)
+    objects = read_edit_file(edit)
     source_prompt = objects.source_prompt if source_prompt is None else source_prompt
     objects.grounding.frame_boxes(len(source.frames))
 
-    run = _Run(ctx.params, _choose_device(device))
-    _describe(objects.grounding, source, source_prompt, None)
+    run = Run(ctx.params, choose_device(device))
+    describe_edit(objects.grounding, source, source_prompt, None)
     with run.stage("load"):
-        pipe = _load_pipeline(model, run.device, dtype, variant, controlnet=None)
+        pipe = load_pipeline(model, run.device, dtype, variant, None)
     with run.stage("invert"):
         inverted = pipe.invert(
             source.frames,
@@ -307,82 +298,40 @@ def invert_clip(
     with run.stage("write"):
         output.parent.mkdir(parents=True, exist_ok=True)
         inverted.save(output)
-    run.write_record(_record_path(output), source)
-    _console.print(f"Wrote {output} and {_record_path(output)}.")
+    run.write_record(record_path_of(output), source)
+    console.print(f"Wrote {output} and {record_path_of(output)}.")
 
 
-@dataclass(frozen=True)
-class _Objects:
-    """An edit file: what is in the clip, and the two prompts if it holds them."""
+def _preset_of(
+    source: Clip,
+    grounding: "VideoGrounding",
+    conditioning_frames: Any,
+    flows: dict[str, Any],
+    settings: dict[str, Any],
+    model: str,
+    variant: str | None,
+    controlnets: list[str],
+) -> "EditPreset | None":
+    """The preset of the run, without models that are no Hub ids; `None`, with a message, if it exceeds the bounds."""
+    from ..presets import EditPreset, HubModel
 
-    grounding: "VideoGrounding"
-    source_prompt: str | None
-    target_prompt: str | None
-
-
-def _read_edit(path: Path) -> _Objects:
-    from .grounding import VideoGrounding
-
+    # Decides how much memory a run takes, not what comes out.
+    fields = {name: value for name, value in settings.items() if name != "frame_batch_size"}
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--edit {path} could not be read as JSON: {error}") from error
-    try:
-        grounding = VideoGrounding.from_dict(data)
-    except ValueError as error:
-        raise ValueError(f"--edit {path}: {error}") from error
-    return _Objects(grounding, data.get("source_prompt"), data.get("target_prompt"))
-
-
-def _read_depth(path: Path, source: Clip, max_frames: int | None) -> np.ndarray:
-    """(F, H', W', 3) uint8."""
-    frames = read_clip(path, max_frames=max_frames).frames
-    if len(frames) != len(source.frames):
-        raise ValueError(f"--depth {path} has {len(frames)} frames, but the clip has {len(source.frames)}.")
-    return frames
-
-
-def _read_flow(path: Path | None, source: Clip, max_frames: int | None) -> dict[str, Any]:
-    """`flow` and, where the file has it, `backward_flow`: (F - 1, 2, H', W') each."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    from .inputs import flow_to_tensors
-
-    if path is None:
-        return {}
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"--flow {path} could not be read as safetensors: {error}") from error
-    if not {"flow"} <= set(tensors) <= {"flow", "backward_flow"}:
-        raise ValueError(f"--flow {path} has to hold `flow`, and may hold `backward_flow`, but holds {list(tensors)}.")
-    num_pairs = None if max_frames is None else max_frames - 1
-    flows = {name: tensor[:num_pairs] for name, tensor in tensors.items()}
-    for name, tensor in flows.items():
-        flow_to_tensors(tensor, f"{name} of --flow {path}", 1, len(source.frames))
-    return flows
-
-
-def _check_inversion_path(path: Path, option: str) -> None:
-    if path.suffix != ".safetensors" or path.is_dir():
-        raise ValueError(f"{option} has to be a file that ends in .safetensors, but is {path}.")
-
-
-def _record_path(output: Path) -> Path:
-    return output.with_name(f"{output.stem}.run.json")
-
-
-def _check_number_of_conditions(
-    pipe: "GroundAVideoPipeline", controlnet: list[str] | None, depth: list[Path] | None
-) -> None:
-    from diffusers import MultiControlNetModel
-
-    nets = len(pipe.controlnet.nets) if isinstance(pipe.controlnet, MultiControlNetModel) else bool(pipe.controlnet)
-    if (controlnet or depth) and len(depth or []) != nets:
-        raise ValueError(
-            f"--depth has to be given once for each ControlNet: {int(nets)} times, but was given {len(depth or [])}."
+        return EditPreset.from_call(
+            source.frames,
+            grounding,
+            source.fps,
+            conditioning_frames,
+            **flows,
+            **fields,
+            model=HubModel.loaded(model, variant),
+            controlnets=tuple(net for net in map(HubModel.loaded, controlnets) if net is not None),
+            restore_size=True,
         )
+    except ValueError as error:
+        console.print(f"No preset is written: {error}")
+        return None
 
 
 def _check_before_inverting(
@@ -416,132 +365,6 @@ def _check_before_inverting(
     )
 
 
-def _one_or_all(clips: list[np.ndarray]) -> Any:
-    """What the pipeline takes for no ControlNet, for a single one, or for several."""
-    return clips if len(clips) > 1 else clips[0] if clips else None
-
-
-def _choose_device(name: str | None) -> "torch.device":
-    import torch
-
-    if name is None:
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return accelerator or torch.device("cpu")
-    try:
-        return torch.empty(0, device=name).device
-    # How torch says that it was built without this device.
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name} cannot be used: {error}") from error
-
-
-def _load_pipeline(
-    model: str,
-    device: "torch.device",
-    dtype: Literal["float32", "float16", "bfloat16"] | None,
-    variant: str | None,
-    controlnet: list[str] | None,
-) -> "GroundAVideoPipeline":
-    import torch
-    from diffusers import ControlNetModel, MultiControlNetModel
-
-    from .pipeline import GroundAVideoPipeline
-
-    torch_dtype = getattr(torch, dtype or ("float16" if device.type == "cuda" else "float32"))
-    components: dict[str, Any] = {}
-    name = f"--model {model}"
-    try:
-        if controlnet:
-            nets = []
-            for one in controlnet:
-                name = f"--controlnet {one}"
-                nets.append(ControlNetModel.from_pretrained(one, dtype=torch_dtype))
-            components["controlnet"] = MultiControlNetModel(nets) if len(nets) > 1 else nets[0]
-        name = f"--model {model}"
-        pipe = GroundAVideoPipeline.from_pretrained(model, variant=variant, dtype=torch_dtype, **components)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{name} could not be loaded: {error}") from error
-    return pipe.to(device)
-
-
-def _describe(grounding: "VideoGrounding", source: Clip, source_prompt: str | None, prompt: str | None) -> None:
-    num_frames, height, width = source.frames.shape[:3]
-    _console.print(f"Clip: {num_frames} frames of {width}x{height} at {source.fps:g} frames a second.")
-    if source_prompt is not None:
-        _console.print(f"Now: {source_prompt}")
-    if prompt is not None:
-        _console.print(f"To be: {prompt}")
-    for grounded in grounding.objects:
-        phrases = [phrase for phrase in (grounded.source_phrase, grounded.target_phrase) if phrase is not None]
-        if prompt is None or grounded.role == "kept":
-            phrases = phrases[:1]
-        _console.print(f"  {'object' if prompt is None else grounded.role:8} {' -> '.join(phrases)}")
-
-
-def _frames_hash(frames: np.ndarray) -> str:
-    """SHA-256 of the pixels, (F, H, W, 3) uint8."""
-    return hashlib.sha256(frames.tobytes()).hexdigest()
-
-
-@dataclass
-class _Run:
-    """Times the stages of a command and writes its record.
-
-    Args:
-        arguments: Of the command, by name.
-        device: Where the models are.
-        seconds: Of each stage, as they end.
-    """
-
-    arguments: dict[str, Any]
-    device: "torch.device"
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        import torch
-
-        start = time.perf_counter()
-        yield
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize(self.device)
-        self.seconds[name] = time.perf_counter() - start
-        _console.print(f"{name}: {self.seconds[name]:.1f} s")
-
-    def write_record(self, path: Path, source: Clip, **facts: Any) -> None:
-        """Writes everything that tells one run from another as JSON."""
-        num_frames, height, width = source.frames.shape[:3]
-        packages = ("diffusers", "transformers", "torch")
-        record = {
-            "versions": {
-                "diffusers-groundavideo": __version__,
-                **{package: version(package) for package in packages},
-                "python": platform.python_version(),
-            },
-            "arguments": self.arguments,
-            "device": str(self.device),
-            "clip": {
-                "sha256": _frames_hash(source.frames),
-                "num_frames": num_frames,
-                "height": height,
-                "width": width,
-                "fps": source.fps,
-            },
-            **facts,
-            "seconds": self.seconds,
-            "peak_memory_bytes": self._peak_memory(),
-        }
-        # Paths are the only arguments that JSON does not know.
-        path.write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
-
-    def _peak_memory(self) -> int | None:
-        """Of the GPU with CUDA, else of the process; `None` on Windows, which keeps no such account."""
-        import torch
-
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        if sys.platform == "win32":
-            return None
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else 1024 * peak
+def _check_inversion_path(path: Path, option: str) -> None:
+    if path.suffix != ".safetensors" or path.is_dir():
+        raise ValueError(f"{option} has to be a file that ends in .safetensors, but is {path}.")

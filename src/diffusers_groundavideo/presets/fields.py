@@ -27,10 +27,10 @@ from pydantic import (
     model_validator,
 )
 
-from .attention import FrameAttention
-from .grounding import MAX_OBJECTS
-from .inputs import clips_to_tensor, flow_to_tensors
-from .inversion import tensor_hash
+from ..attention import FrameAttention
+from ..grounding import MAX_OBJECTS
+from ..inputs import clips_to_tensor, flow_to_tensors
+from ..inversion import tensor_hash
 
 
 MAX_FRAMES = 1024

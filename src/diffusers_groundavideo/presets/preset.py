@@ -27,10 +27,10 @@ from huggingface_hub.errors import (
 )
 from pydantic import Field, StringConstraints, model_validator
 
-from .attention import Inflation
-from .grounding import VideoGrounding
-from .preset_card import write_card
-from .preset_fields import (
+from ..attention import Inflation
+from ..grounding import VideoGrounding
+from .card import write_card
+from .fields import (
     MAX_CONTROLNETS,
     MAX_MASK_PIXELS,
     MAX_SIDE,
@@ -52,11 +52,11 @@ from .preset_fields import (
     shortened,
     validated,
 )
-from .preset_files import MAX_FILE_BYTES, read_plain_data
+from .files import MAX_FILE_BYTES, read_plain_data
 
 
 if TYPE_CHECKING:
-    from .pipeline import GroundAVideoPipeline
+    from ..pipeline import GroundAVideoPipeline
 
 
 logger = logging.get_logger(__name__)
@@ -361,7 +361,7 @@ class EditPreset(Form):
             `ValueError`: If neither the preset nor `model` names a checkpoint.
             `OSError`: If one could not be loaded.
         """
-        from .pipeline import GroundAVideoPipeline
+        from ..pipeline import GroundAVideoPipeline
 
         if model is not None:
             source: dict[str, Any] = {"pretrained_model_name_or_path": model}

@@ -7,7 +7,17 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import typer
 
-from .video import check_output_path, read_clip, side_by_side, write_clip
+from ..video import check_output_path, read_clip, side_by_side, write_clip
+from .running import (
+    Run,
+    choose_device,
+    frames_hash,
+    one_or_all,
+    read_depth,
+    read_edit_file,
+    read_flow,
+    record_path_of,
+)
 
 
 app = typer.Typer(
@@ -57,11 +67,10 @@ def new_preset(
     max_frames: Annotated[int | None, typer.Option(help="Take only so many frames from the start of CLIP.")] = None,
 ) -> None:
     """Writes the preset of an edit of CLIP, without running it."""
-    from .cli import _one_or_all, _read_depth, _read_edit, _read_flow
-    from .presets import EditPreset
+    from ..presets import EditPreset
 
     source = read_clip(clip, max_frames=max_frames)
-    objects = _read_edit(edit)
+    objects = read_edit_file(edit)
     fields = {
         "source_prompt": objects.source_prompt,
         "prompt": objects.target_prompt,
@@ -74,13 +83,13 @@ def new_preset(
         "tags": tag or [],
         **dict(map(_setting, setting or [])),
     }
-    conditioning_clips = [_read_depth(path, source, max_frames) for path in depth or []]
+    conditioning_clips = [read_depth(path, source, max_frames) for path in depth or []]
     preset = EditPreset.from_call(
         source.frames,
         objects.grounding,
         source.fps,
-        _one_or_all(conditioning_clips),
-        **_read_flow(flow, source, max_frames),
+        one_or_all(conditioning_clips),
+        **read_flow(flow, source, max_frames),
         **fields,
     )
     preset.save_pretrained(output)
@@ -90,7 +99,7 @@ def new_preset(
 @app.command("show")
 def show_preset(preset: PresetName, revision: FromRevision = None) -> None:
     """Says in words what PRESET does, and to what."""
-    from .presets import EditPreset
+    from ..presets import EditPreset
 
     loaded = EditPreset.from_pretrained(preset, revision)
     elsewhere = {"grounding", "clip", "model", "controlnets"}
@@ -110,7 +119,7 @@ def validate_presets(
     presets: Annotated[list[str], typer.Argument(metavar="PRESET...", help="Folders, files or Hub ids.")],
 ) -> None:
     """Says of each PRESET whether it is one, and what is wrong if not."""
-    from .presets import EditPreset
+    from ..presets import EditPreset
 
     refused = 0
     for name in presets:
@@ -137,7 +146,7 @@ def push_preset(
     commit_message: Annotated[str, typer.Option(help="The title of the commit.")] = "Upload edit preset",
 ) -> None:
     """Brings PRESET to the Hub, with a card."""
-    from .presets import PREVIEW_FILE, EditPreset
+    from ..presets import PREVIEW_FILE, EditPreset
 
     if not preset.exists():
         raise ValueError(f"PRESET has to be a folder or a file, but there is nothing at {preset}.")
@@ -161,7 +170,7 @@ def pull_preset(
     revision: FromRevision = None,
 ) -> None:
     """Fetches a preset from the Hub into a folder."""
-    from .presets import EditPreset
+    from ..presets import EditPreset
 
     EditPreset.from_pretrained(repo_id, revision).save_pretrained(output)
     typer.echo(f"Wrote {output}.")
@@ -202,8 +211,7 @@ def run_preset(
     ] = None,
 ) -> None:
     """Edits CLIP as PRESET says; frames after the number that the preset has are left out."""
-    from .cli import _choose_device, _frames_hash, _one_or_all, _read_depth, _read_flow, _record_path, _Run
-    from .presets import EditPreset
+    from ..presets import EditPreset
 
     for path in filter(None, (output, compare)):
         check_output_path(path)
@@ -212,14 +220,14 @@ def run_preset(
     loaded = EditPreset.from_pretrained(preset, revision)
     num_frames = loaded.clip.num_frames
     source = read_clip(clip, max_frames=num_frames)
-    conditioning_clips = [_read_depth(path, source, num_frames) for path in depth or []]
+    conditioning_clips = [read_depth(path, source, num_frames) for path in depth or []]
     arguments = loaded.call_arguments(
-        source.frames, _one_or_all(conditioning_clips), **_read_flow(flow, source, num_frames), check_clip=check_clip
+        source.frames, one_or_all(conditioning_clips), **read_flow(flow, source, num_frames), check_clip=check_clip
     )
 
     import torch
 
-    run = _Run(ctx.params, _choose_device(device))
+    run = Run(ctx.params, choose_device(device))
     with run.stage("load"):
         torch_dtype = getattr(torch, dtype or ("float16" if run.device.type == "cuda" else "float32"))
         pipe = loaded.load_pipeline(model, controlnet, dtype=torch_dtype).to(run.device)
@@ -231,13 +239,13 @@ def run_preset(
         if compare is not None:
             write_clip(compare, side_by_side([source.frames, frames], ["before", "after"]), source.fps)
     run.write_record(
-        _record_path(output),
+        record_path_of(output),
         source,
         preset=json.loads(loaded.to_json()),
         opened_share=opened_shares[0],
-        result_sha256=_frames_hash(frames),
+        result_sha256=frames_hash(frames),
     )
-    typer.echo(f"Wrote {output} and {_record_path(output)}.")
+    typer.echo(f"Wrote {output} and {record_path_of(output)}.")
 
 
 def _hub_model(name: str, variant: str | None) -> dict[str, Any]:

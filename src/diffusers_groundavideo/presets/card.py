@@ -8,7 +8,7 @@ from huggingface_hub import ModelCardData
 
 
 if TYPE_CHECKING:
-    from .presets import EditPreset
+    from .preset import EditPreset
 
 
 # Licences whose SPDX id, in lower case, is also the Hub's; the Hub refuses a card with an unknown one.

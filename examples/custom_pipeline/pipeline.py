@@ -1,0 +1,1 @@
+from diffusers_groundavideo import GroundAVideoPipeline  # noqa: F401
