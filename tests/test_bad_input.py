@@ -132,7 +132,7 @@ CASES: dict[str, Case] = {
     "truth values": ({"video": VIDEO > 128}, r"`video` .* bool"),
     "an array of objects": ({"video": VIDEO.astype(object)}, r"`video` .* object"),
     # The groundings
-    "a dict": ({"grounding": {"objects": []}}, r"`grounding` has to be one VideoGrounding.* but is \['dict'\]"),
+    "a dict": ({"grounding": {"objects": []}}, r"`grounding`: `objects` has to hold 1 to 30 objects, but holds 0"),
     "no grounding": ({"grounding": None}, r"`grounding` has to be one VideoGrounding.* but is \['NoneType'\]"),
     "two groundings for one clip": (
         {"grounding": [GROUNDING] * 2},

@@ -1369,7 +1369,10 @@ def _resize(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 def _as_groundings(grounding: Any) -> list[VideoGrounding]:
     each = grounding if isinstance(grounding, list) else [grounding]
-    return [VideoGrounding.from_dict(one) if isinstance(one, dict) else one for one in each]
+    try:
+        return [VideoGrounding.from_dict(one) if isinstance(one, dict) else one for one in each]
+    except ValueError as error:
+        raise ValueError(f"`grounding`: {error}") from error
 
 
 def _one_a_net(value: float | list[float], nets: int) -> list[float]:
