@@ -3,6 +3,7 @@
 import json
 import re
 import resource
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -143,6 +144,13 @@ def test_a_folder_loads_with_trust_alone(published, expected):
     pipe = DiffusionPipeline.from_pretrained(published, trust_remote_code=True)
     assert type(pipe) is GroundAVideoPipeline
     assert edit(pipe) == expected
+
+
+def test_the_package_loads_a_folder_without_running_its_code(published, expected, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(published, folder)
+    (folder / "pipeline.py").write_text("raise SystemExit('the code of the repo ran')")
+    assert edit(GroundAVideoPipeline.from_pretrained(folder)) == expected
 
 
 def test_what_else_is_in_the_folder_is_kept(tmp_path, published, components):
