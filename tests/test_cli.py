@@ -322,7 +322,7 @@ def test_defaults_are_those_of_the_pipeline(command: str) -> None:
         ("clip", ["--depth", "short_depth"], ["--depth short_depth", "2 frames"]),
         ("clip", ["--depth", "depth", "--depth", "depth"], ["--depth", "2"]),
         ("clip", ["--flow", "nothing.safetensors"], ["--flow nothing.safetensors"]),
-        ("clip", ["--flow", "edit.json"], ["--flow edit.json"]),
+        ("clip", ["--flow", "edit.json"], ["edit.json", "RAFT"]),
         ("clip", ["--flow", "short_flow.safetensors"], ["--flow short_flow.safetensors"]),
         ("clip", ["--flow", "other_flow.safetensors"], ["--flow other_flow.safetensors", "forward"]),
         ("clip", ["--inverted", "edit.json"], ["edit.json"]),

@@ -63,7 +63,7 @@ print(hashlib.sha256(frames.tobytes()).hexdigest())
 def test_a_published_model_edits_and_its_shared_preset_gives_the_same_frames(
     hub: LoopbackHub, small_checkpoint: Path, tmp_path: Path
 ) -> None:
-    def run(script: str, *arguments: object, **env: str) -> list[str]:
+    def run(script: str, *arguments: str | Path, **env: str) -> list[str]:
         done = hub.python(script, *arguments, **env)
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()[-1].split()

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from .annotate import annotate_clip
 from .editing import edit_clip, invert_clip
 from .preset import app as preset_app
 from .publish import publish
@@ -39,5 +40,6 @@ app.command(
     "edit", epilog="To invert a clip once for several edits, call `groundavideo invert` and then edit with --inverted."
 )(edit_clip)
 app.command("invert")(invert_clip)
+app.command("annotate")(annotate_clip)
 app.add_typer(preset_app, name="preset")
 app.command("publish")(publish)

@@ -9,6 +9,16 @@ import typer
 
 from ..video import Clip, check_output_path, read_clip, write_clip
 from ..video import side_by_side as join_side_by_side
+from .annotate import (
+    DEFAULT_DETECTOR,
+    CacheDir,
+    ClipReader,
+    Detector,
+    EditWords,
+    MaskModel,
+    Threshold,
+    ground_words,
+)
 from .running import (
     Run,
     check_number_of_conditions,
@@ -77,8 +87,26 @@ def edit_clip(
             help="The result: .mp4, .gif, or a new folder of PNG frames. Its run record is written beside it.",
         ),
     ],
-    edit: EditPath,
     model: Model,
+    edit: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Objects with phrases and boxes, and prompts; or use the words below."),
+    ] = None,
+    change: Annotated[
+        list[str] | None, typer.Option(metavar="OLD=NEW", help="Find OLD in the clip and make it NEW; dog@left=cat.")
+    ] = None,
+    add: Annotated[list[str] | None, typer.Option(metavar="PHRASE", help="Something new, with a --box each.")] = None,
+    box: Annotated[list[str] | None, typer.Option(metavar="X0,Y0,X1,Y1", help="Of what is added, in [0, 1].")] = None,
+    keep: Annotated[list[str] | None, typer.Option(metavar="PHRASE", help="Find it and leave it as it is.")] = None,
+    remove: Annotated[list[str] | None, typer.Option(metavar="PHRASE", help="Find it and take it away.")] = None,
+    detector: Detector = DEFAULT_DETECTOR,
+    threshold: Threshold = None,
+    mask_model: MaskModel = None,
+    depth_model: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Estimates the depth for the ControlNet, without --depth."),
+    ] = None,
+    cache_dir: CacheDir = None,
     controlnet: Annotated[
         list[str] | None,
         typer.Option(metavar="MODEL", help="A ControlNet; may be repeated. By default that of the model."),
@@ -88,10 +116,10 @@ def edit_clip(
         typer.Option(metavar="CLIP", help="What the ControlNet sees, a clip too; once for each ControlNet."),
     ] = None,
     flow: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            metavar="FILE",
-            help="`flow` and optionally `backward_flow`, of shape (frames - 1, 2, height, width).",
+            metavar="FILE|METHOD",
+            help="A .safetensors with `flow` and optionally `backward_flow`, or dis, raft-large or raft-small.",
         ),
     ] = None,
     prompt: Annotated[
@@ -147,15 +175,24 @@ def edit_clip(
         if inverted is not None:
             raise ValueError("--save-inverted and --inverted exclude each other: nothing is inverted here.")
     record_path, preset_path = record_path_of(output), output.with_name(f"{output.stem}.preset.json")
-    source = read_clip(clip, max_frames=max_frames)
-    objects = read_edit_file(edit)
-    prompt = objects.target_prompt if prompt is None else prompt
-    source_prompt = objects.source_prompt if source_prompt is None else source_prompt
+    in_words = any((change, add, box, keep, remove))
+    if in_words == (edit is not None):
+        raise ValueError("Say what becomes of what either by --edit or by --change, --add, --keep and --remove.")
+    words = EditWords.parse(change or [], add or [], box or [], keep or [], remove or []) if in_words else None
+    objects = None if edit is None else read_edit_file(edit)
+    if objects is not None:
+        prompt = objects.target_prompt if prompt is None else prompt
+        source_prompt = objects.source_prompt if source_prompt is None else source_prompt
     if prompt is None:
-        raise ValueError(f"There is no 'target_prompt' in {edit} and no --prompt.")
-    objects.grounding.frame_boxes(len(source.frames))
+        raise ValueError("There is no --prompt" + (f", and no 'target_prompt' in {edit}." if edit else "."))
+    source = read_clip(clip, max_frames=max_frames)
+    if objects is not None:
+        objects.grounding.frame_boxes(len(source.frames))
+    if depth and depth_model is not None:
+        raise ValueError("--depth and --depth-model exclude each other: one of them says what the ControlNet sees.")
     conditioning_clips = [read_depth(path, source, max_frames) for path in depth or []]
-    flows = read_flow(flow, source, max_frames)
+    flow_file = Path(flow) if flow is not None and flow.endswith(".safetensors") else None
+    flows = read_flow(flow_file, source, max_frames)
 
     from ..inversion import InvertedClip
 
@@ -163,12 +200,24 @@ def edit_clip(
     if seed is None:
         seed = secrets.randbelow(2**32)
     run = Run(ctx.params, choose_device(device))
-    describe_edit(objects.grounding, source, source_prompt, prompt)
+    reader = ClipReader(source, run, cache_dir)
+    if words is not None:
+        grounding = ground_words(words, reader, detector, threshold, mask_model)
+    elif objects is not None:
+        grounding = objects.grounding
+    describe_edit(grounding, source, source_prompt, prompt)
+    if depth_model is not None:
+        from ..annotators.depth import depth_to_frames
+
+        conditioning_clips = [depth_to_frames(reader.depth(depth_model))]
+    if flow is not None and flow_file is None:
+        estimated = reader.flow(flow)
+        flows = {"flow": estimated.forward, "backward_flow": estimated.backward}
     console.print(f"Seed {seed}, on {run.device}.")
 
     with run.stage("load"):
         pipe = load_pipeline(model, run.device, dtype, variant, controlnet)
-    check_number_of_conditions(pipe, controlnet, depth)
+    check_number_of_conditions(pipe, controlnet, len(conditioning_clips))
     scales = controlnet_conditioning_scale or [1.0]
     for_inversion: dict[str, Any] = {
         "source_prompt": source_prompt,
@@ -188,7 +237,7 @@ def edit_clip(
     }
     preset = _preset_of(
         source,
-        objects.grounding,
+        grounding,
         one_or_all(conditioning_clips),
         flows,
         {
@@ -205,9 +254,9 @@ def edit_clip(
         controlnet or [],
     )
     if inverted_clip is None:
-        _check_before_inverting(pipe, source, objects.grounding, flows, for_edit)
+        _check_before_inverting(pipe, source, grounding, flows, for_edit)
         with run.stage("invert"):
-            inverted_clip = pipe.invert(source.frames, objects.grounding, height=height, width=width, **for_inversion)
+            inverted_clip = pipe.invert(source.frames, grounding, height=height, width=width, **for_inversion)
     if save_inverted is not None:
         # Kept whatever happens next: it is whole, and took longest.
         save_inverted.parent.mkdir(parents=True, exist_ok=True)
@@ -218,7 +267,7 @@ def edit_clip(
     with run.stage("edit"):
         clips, opened_shares = pipe(
             source.frames,
-            objects.grounding,
+            grounding,
             inverted=inverted_clip,
             conditioning_frames=one_or_all(conditioning_clips),
             height=height,

@@ -88,15 +88,13 @@ def record_path_of(output: Path) -> Path:
     return output.with_name(f"{output.stem}.run.json")
 
 
-def check_number_of_conditions(
-    pipe: "GroundAVideoPipeline", controlnet: list[str] | None, depth: list[Path] | None
-) -> None:
+def check_number_of_conditions(pipe: "GroundAVideoPipeline", controlnet: list[str] | None, conditions: int) -> None:
     from diffusers import MultiControlNetModel
 
     nets = len(pipe.controlnet.nets) if isinstance(pipe.controlnet, MultiControlNetModel) else bool(pipe.controlnet)
-    if (controlnet or depth) and len(depth or []) != nets:
+    if (controlnet or conditions) and conditions != nets:
         raise ValueError(
-            f"--depth has to be given once for each ControlNet: {int(nets)} times, but was given {len(depth or [])}."
+            f"--depth has to be given once for each ControlNet: {int(nets)} times, but was given {conditions}."
         )
 
 
