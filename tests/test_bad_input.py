@@ -347,6 +347,10 @@ CASES: dict[str, Case] = {
         r"`latents` has to be a tensor of shape \(1, 3, 4, 4, 6\).* but is \(1, 4, 3, 4, 6\)",
     ),
     "latents that are not finite": ({"latents": LATENTS + math.inf}, "`latents` has to be finite"),
+    "latents and flow": (
+        {"latents": LATENTS, "flow": torch.zeros(NUM_FRAMES - 1, 2, 16, 24)},
+        "`flow` smooths inverted latents",
+    ),
     "latents and an inverted clip": ({"latents": LATENTS, "inverted": "ddim"}, "`inverted` and `latents` both"),
     # ControlNet settings
     "a scale for each of two ControlNets": (

@@ -421,7 +421,7 @@ def test_latents_take_the_place_of_inversion(pipe: GroundAVideoPipeline) -> None
     assert not isinstance(inverted, list)
     latents = pipe.prepare_latents([inverted], [random_flow()])
     with counted_forwards(pipe.unet) as calls:
-        result = edit(pipe, latents=latents, source_prompt=None)
+        result = edit(pipe, latents=latents, flow=None, source_prompt=None)
     assert len(calls) == 2 * STEPS
     assert difference(result, edit(pipe, **ddim)) < 1e-5
 
