@@ -81,7 +81,7 @@ def seconds(run: Callable[[], Any]) -> tuple[float, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--size", type=int, default=128, help="height and width of the clip in pixels")
+    parser.add_argument("--size", type=int, default=64, help="height and width of the clip in pixels")
     parser.add_argument("--steps", type=int, default=50, help="denoising steps of both configurations")
     arguments = parser.parse_args()
     frames, size, steps = arguments.frames, arguments.size, arguments.steps
