@@ -92,7 +92,7 @@ def main() -> None:
     flow = torch.randn(frames - 1, 2, size, size)
 
     def grounding(target: str) -> VideoGrounding:
-        rabbit = GroundedObject("rabbit", target, box=(0.1, 0.2, 0.6, 0.9))
+        rabbit = GroundedObject("rabbit", target, box=(0.1, 0.2, 0.6, 0.75))
         return VideoGrounding([rabbit, GroundedObject("table", "table", box=(0, 0.8, 1, 1))])
 
     source: dict[str, Any] = {"video": video, "source_prompt": "a rabbit on the table"}

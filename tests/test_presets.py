@@ -465,6 +465,11 @@ def test_code_of_a_model_repo_is_not_run(small_checkpoint: Path, tmp_path: Path)
     index["_class_name"] = ["pipeline", "GroundAVideoPipeline"]
     (model / "model_index.json").write_text(json.dumps(index))
     (model / "pipeline.py").write_text(f"open({str(tmp_path / 'owned')!r}, 'w')")
+    assert type(make_preset().load_pipeline(model)) is GroundAVideoPipeline
+
+    index["unet"] = ["code", "Unet"]
+    (model / "model_index.json").write_text(json.dumps(index))
+    (model / "unet" / "code.py").write_text(f"open({str(tmp_path / 'owned')!r}, 'w')")
     with pytest.raises(ValueError, match="trust_remote_code"):
         make_preset().load_pipeline(model)
     assert not (tmp_path / "owned").exists()
