@@ -1513,9 +1513,10 @@ class GroundAVideoPipeline(
         self._num_timesteps = 0
 
     @classmethod
-    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
+    def _dict_from_json_file(cls, json_file: str | os.PathLike, **kwargs: Any) -> dict[str, Any]:
         # A repo that carries its own pipeline names its file too, and diffusers would run that in place of this class.
-        config = super()._dict_from_json_file(json_file)
+        # Older releases pass more than the file.
+        config = super()._dict_from_json_file(json_file, **kwargs)
         if isinstance(config["_class_name"], list):
             config["_class_name"] = config["_class_name"][1]
         return config
