@@ -10,7 +10,7 @@ import numpy as np
 import typer
 
 from ..video import Clip, check_output_path, draw_boxes, read_clip, side_by_side, write_clip
-from .running import Run, choose_device, console, record_path_of
+from .running import ClipPath, Device, MaxFrames, Run, choose_device, console, record_path_of
 
 
 # `--help` does not wait for torch: the functions that need it import it.
@@ -42,9 +42,7 @@ CacheDir = Annotated[
 
 def annotate_clip(
     ctx: typer.Context,
-    clip: Annotated[
-        Path, typer.Argument(metavar="CLIP", help="A video, a gif, or a folder of frames (taken in numeric order).")
-    ],
+    clip: ClipPath,
     objects: Annotated[
         str,
         typer.Option(
@@ -80,12 +78,8 @@ def annotate_clip(
         Path | None, typer.Option(metavar="FILE", help="The flow as .safetensors, for --flow of `groundavideo edit`.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Frames in one forward of a model.")] = 4,
-    device: Annotated[
-        str | None, typer.Option(help="By default the accelerator if there is one, else the CPU.")
-    ] = None,
-    max_frames: Annotated[
-        int | None, typer.Option(help="Take only so many frames from the start of the clip.")
-    ] = None,
+    device: Device = None,
+    max_frames: MaxFrames = None,
     cache_dir: CacheDir = None,
 ) -> None:
     """Finds objects in CLIP and writes where they are, kept as they are: what they become is yours to fill in."""

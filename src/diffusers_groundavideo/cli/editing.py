@@ -20,6 +20,11 @@ from .annotate import (
     ground_words,
 )
 from .running import (
+    ClipPath,
+    Device,
+    Dtype,
+    FrameBatchSize,
+    MaxFrames,
     Run,
     check_number_of_conditions,
     choose_device,
@@ -41,9 +46,6 @@ if TYPE_CHECKING:
     from ..presets import EditPreset
 
 
-ClipPath = Annotated[
-    Path, typer.Argument(metavar="CLIP", help="A video, a gif, or a folder of frames (taken in numeric order).")
-]
 EditPath = Annotated[
     Path,
     typer.Option(
@@ -63,16 +65,7 @@ InversionMethod = Annotated[
     typer.Option(metavar="METHOD", help="negative-prompt, ddim, or null-text, which takes longest."),
 ]
 NumNullTextSteps = Annotated[int, typer.Option(help="Optimisation steps a timestep at most, with null-text.")]
-FrameBatchSize = Annotated[
-    int | None, typer.Option(help="Frames at once wherever they are independent, to save memory. By default all.")
-]
-Device = Annotated[str | None, typer.Option(help="By default the accelerator if there is one, else the CPU.")]
-Dtype = Annotated[
-    Literal["float32", "float16", "bfloat16"] | None,
-    typer.Option(metavar="TYPE", help="float32, float16 or bfloat16; by default float16 on CUDA, else float32."),
-]
 Variant = Annotated[str | None, typer.Option(help='Of the files of the model, such as "fp16".')]
-MaxFrames = Annotated[int | None, typer.Option(help="Take only so many frames from the start of the clip.")]
 
 
 def edit_clip(

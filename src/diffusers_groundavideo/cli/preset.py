@@ -2,13 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import typer
 
 from ..video import check_output_path, read_clip, side_by_side, write_clip
 from .running import (
+    ClipPath,
+    Device,
+    Dtype,
+    FrameBatchSize,
+    MaxFrames,
     Run,
     choose_device,
     frames_hash,
@@ -29,7 +34,6 @@ app = typer.Typer(
 PresetName = Annotated[
     str, typer.Argument(metavar="PRESET", help="A folder, a .json or .yaml file, or a Hub id namespace/name.")
 ]
-ClipPath = Annotated[Path, typer.Argument(metavar="CLIP", help="A video, a gif, or a folder of frames.")]
 Depth = Annotated[
     list[Path] | None, typer.Option(metavar="CLIP", help="What the ControlNet sees, a clip too; once for each.")
 ]
@@ -64,7 +68,7 @@ def new_preset(
     author: Annotated[str | None, typer.Option(help="For people.")] = None,
     license: Annotated[str | None, typer.Option(metavar="SPDX", help="Of the preset: CC0-1.0, MIT, …")] = None,
     tag: Annotated[list[str] | None, typer.Option(help="For the Hub; may be repeated.")] = None,
-    max_frames: Annotated[int | None, typer.Option(help="Take only so many frames from the start of CLIP.")] = None,
+    max_frames: MaxFrames = None,
 ) -> None:
     """Writes the preset of an edit of CLIP, without running it."""
     from ..presets import EditPreset
@@ -199,16 +203,9 @@ def run_preset(
     compare: Annotated[
         Path | None, typer.Option("--side-by-side", metavar="PATH", help="Also write the clip beside its edit.")
     ] = None,
-    frame_batch_size: Annotated[
-        int | None, typer.Option(help="Frames at once wherever they are independent, to save memory.")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="By default the accelerator if there is one, else the CPU.")
-    ] = None,
-    dtype: Annotated[
-        Literal["float32", "float16", "bfloat16"] | None,
-        typer.Option(metavar="TYPE", help="float32, float16 or bfloat16; by default float16 on CUDA, else float32."),
-    ] = None,
+    frame_batch_size: FrameBatchSize = None,
+    device: Device = None,
+    dtype: Dtype = None,
 ) -> None:
     """Edits CLIP as PRESET says; frames after the number that the preset has are left out."""
     from ..presets import EditPreset

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+import typer
 from rich.console import Console
 
 from .. import __version__
@@ -29,6 +30,20 @@ if TYPE_CHECKING:
 
 
 console = Console(markup=False, highlight=False, soft_wrap=True)
+
+# Options that mean the same in several commands.
+ClipPath = Annotated[
+    Path, typer.Argument(metavar="CLIP", help="A video, a gif, or a folder of frames (taken in numeric order).")
+]
+FrameBatchSize = Annotated[
+    int | None, typer.Option(help="Frames at once wherever they are independent, to save memory. By default all.")
+]
+Device = Annotated[str | None, typer.Option(help="By default the accelerator if there is one, else the CPU.")]
+Dtype = Annotated[
+    Literal["float32", "float16", "bfloat16"] | None,
+    typer.Option(metavar="TYPE", help="float32, float16 or bfloat16; by default float16 on CUDA, else float32."),
+]
+MaxFrames = Annotated[int | None, typer.Option(help="Take only so many frames from the start of the clip.")]
 
 
 @dataclass(frozen=True)
