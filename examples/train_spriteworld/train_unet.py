@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
 from edit_pairs import (
     LATENT_SIZE,
+    MAX_TOKENS,
     NOTHING,
     EditPairs,
     TextConditions,
@@ -22,6 +23,7 @@ from edit_pairs import (
     load_pairs,
     random_masks,
 )
+from grounded_attention import grounded_attention_loss, recorded_gated_attention
 from train_clip import HIDDEN_SIZE
 from training import TrainingRun, WeightAverage, learning_rate_at, psnr, start, training_parser
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -39,6 +41,7 @@ KEPT_WEIGHT = 0.25
 # picture's colours, the UNet learns to read them there instead of in its conditions, and pictures started from pure
 # noise turn out grey.
 NOISE_OFFSET = 0.1
+ATTENTION_WEIGHT = 0.05
 
 
 def build_unet() -> UNet2DConditionModel:
@@ -110,8 +113,9 @@ def training_loss(
     step_seed: int,
     controlnet: ControlNetModel | None = None,
     depth: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """The weighted noise-prediction error of one batch; everything random is drawn from `step_seed`.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weighted noise-prediction error of one batch, and its `grounded_attention_loss`; everything random is drawn
+    from `step_seed`.
 
     Args:
         unet, scheduler, text: the model and what it is conditioned with.
@@ -138,16 +142,18 @@ def training_loss(
     noise += NOISE_OFFSET * torch.randn(*target.shape[:2], 1, 1, generator=generator)
     noisy = scheduler.add_noise(target, noise, timesteps)
     prompts = text.captions(pairs, rng, drop_caption)
-    prediction = unet(
-        torch.cat([noisy, condition_channels(source, masks)], dim=1),
-        timesteps,
-        encoder_hidden_states=prompts,
-        cross_attention_kwargs={"gligen": text.groundings(pairs, rng, drop_grounding, place)},
-        **control_residuals(controlnet, noisy, timesteps, prompts, depth),
-    ).sample
+    gligen = text.groundings(pairs, rng, drop_grounding, place)
+    with recorded_gated_attention(unet, MAX_TOKENS) as logits:
+        prediction = unet(
+            torch.cat([noisy, condition_channels(source, masks)], dim=1),
+            timesteps,
+            encoder_hidden_states=prompts,
+            cross_attention_kwargs={"gligen": dict(gligen)},
+            **control_residuals(controlnet, noisy, timesteps, prompts, depth),
+        ).sample
     region = masks * KEPT_WEIGHT + (1 - masks)
     error = (region * (prediction - noise).square()).mean((1, 2, 3)) / region.mean((1, 2, 3))
-    return (weights[timesteps] * error).mean()
+    return (weights[timesteps] * error).mean(), grounded_attention_loss(logits, gligen["boxes"], gligen["masks"])
 
 
 @torch.no_grad()
@@ -297,21 +303,22 @@ def main() -> None:
     averaged = build_unet().eval().requires_grad_(False)
     scheduler = build_scheduler()
     weights = timestep_weights(scheduler)
-    losses: list[float] = []
+    losses: list[tuple[float, float]] = []
 
     for step in range(first_step, args.steps):
         optimizer.param_groups[0]["lr"] = learning_rate_at(step, args.steps, args.learning_rate)
         order = torch.Generator().manual_seed(args.seed * 10**6 + step)
         chosen = pairs.select(torch.randint(len(pairs), (args.batch_size,), generator=order))
-        loss = training_loss(unet, scheduler, text, chosen, weights, args.seed * 10**6 + step)
+        loss, attention_loss = training_loss(unet, scheduler, text, chosen, weights, args.seed * 10**6 + step)
         optimizer.zero_grad()
-        loss.backward()
+        (loss + ATTENTION_WEIGHT * attention_loss).backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
         average.update(unet, step)
-        losses.append(loss.item())
+        losses.append((loss.item(), attention_loss.item()))
         if step % 50 == 0 or step == args.steps - 1:
-            run.log(step, loss=float(np.mean(losses)))
+            noise_loss, gates_loss = np.mean(losses, axis=0)
+            run.log(step, loss=float(noise_loss), attention_loss=float(gates_loss))
             losses = []
         if (step + 1) % args.evaluate_every == 0 and step + 1 < args.steps:
             export_average(averaged, average, args.run_dir / "unet")

@@ -16,6 +16,7 @@ SCRIPTS = Path(__file__).resolve().parents[2] / "examples" / "train_spriteworld"
 sys.path.insert(0, str(SCRIPTS))
 
 from edit_pairs import NOTHING, box_cells, edit_scenes, encode_pairs, random_masks  # noqa: E402
+from grounded_attention import grounded_attention_loss, recorded_gated_attention  # noqa: E402
 from train_unet import build_scheduler as build_training_scheduler  # noqa: E402
 from train_unet import build_unet, timestep_weights  # noqa: E402
 from train_vae import build_vae, standardise_latents  # noqa: E402
@@ -172,3 +173,47 @@ def test_a_weight_average_of_constant_weights_is_these_weights():
     for step in range(5):
         average.update(module, step)
     torch.testing.assert_close(average.average, dict(module.state_dict()))
+
+
+def test_the_attention_loss_asks_for_the_object_whose_box_a_pixel_is_in():
+    left, right, whole = [0.0, 0.0, 0.5, 1.0], [0.5, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]
+    boxes, masks = torch.tensor([[left, right, whole]]), torch.ones(1, 3)
+    # 2 heads, 2 x 2 visual tokens, then the 3 objects; the columns of pixels are left, right, left, right.
+    matched, swapped = torch.zeros(1, 2, 4, 7), torch.zeros(1, 2, 4, 7)
+    for pixel, side in enumerate([0, 1, 0, 1]):
+        matched[0, 0, pixel, 4 + side] = swapped[0, 0, pixel, 5 - side] = 30
+    assert grounded_attention_loss([matched], boxes, masks).item() == pytest.approx(0, abs=1e-6)
+    assert grounded_attention_loss([swapped], boxes, masks).item() == pytest.approx(30, abs=1e-3)
+    # The second half of the heads is free, and without objects anything but their slots may be read.
+    matched[0, 1] = swapped[0, 0]
+    assert grounded_attention_loss([matched], boxes, masks).item() == pytest.approx(0, abs=1e-6)
+    assert grounded_attention_loss([swapped], boxes, 0 * masks).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_recorded_gated_attention_is_what_the_layers_compute():
+    unet = build_unet().eval()
+    gates = [module for module in unet.modules() if type(module).__name__ == "GatedSelfAttentionDense"]
+    inputs: list[torch.Tensor] = []
+    outputs: list[torch.Tensor] = []
+
+    def keep(_: torch.nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        inputs.append(arguments[0])
+        outputs.append(output)
+
+    handle = gates[0].attn.register_forward_hook(keep)
+    gligen = {
+        "boxes": torch.rand(2, 30, 4),
+        "masks": torch.ones(2, 30),
+        "positive_embeddings": torch.randn(2, 30, unet.config.cross_attention_dim),
+    }
+    with torch.no_grad(), recorded_gated_attention(unet, 30) as logits:
+        text = torch.randn(2, 8, unet.config.cross_attention_dim)
+        unet(torch.randn(2, 9, 16, 16), 500, text, cross_attention_kwargs={"gligen": gligen})
+    handle.remove()
+    assert len(logits) == len(gates) and logits[0].shape == (2, 4, 64, 94)
+    attention = gates[0].attn
+    with torch.no_grad():
+        value = attention.to_v(inputs[0]).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+        read = (logits[0].softmax(-1) @ value).transpose(1, 2).flatten(2)
+        torch.testing.assert_close(attention.to_out[0](read), outputs[0][:, :64], atol=1e-5, rtol=1e-4)
+    assert not gates[0].attn._forward_pre_hooks
