@@ -12,7 +12,15 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from edit_pairs import EditPairs, edit_scenes, fresh_pairs, load_pairs
 from PIL import Image, ImageFilter
 from train_clip import HIDDEN_SIZE
-from train_unet import build_scheduler, build_unet, evaluate, load_conditions, timestep_weights, training_loss
+from train_unet import (
+    NOISED_SOURCE_SHARE,
+    build_scheduler,
+    build_unet,
+    evaluate,
+    load_conditions,
+    timestep_weights,
+    training_loss,
+)
 from training import TrainingRun, WeightAverage, learning_rate_at, start, training_parser
 
 from diffusers_groundavideo.spriteworld import render
@@ -96,7 +104,9 @@ def main() -> None:
         order = torch.Generator().manual_seed(step_seed)
         chosen = pairs.select(torch.randint(len(pairs), (args.batch_size,), generator=order))
         depth = depth_pictures(chosen, step_seed)
-        loss, _ = training_loss(unet, scheduler, text, chosen, weights, step_seed, controlnet, depth)
+        loss, _ = training_loss(
+            unet, scheduler, text, chosen, weights, step_seed, NOISED_SOURCE_SHARE, controlnet, depth
+        )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(controlnet.parameters(), 1.0)
@@ -118,8 +128,8 @@ def main() -> None:
     fresh = fresh_pairs(vae, args.num_fresh)
     depth = depth_pictures(fresh, seed=0)
     with torch.no_grad():
-        without = training_loss(unet, scheduler, text, fresh, weights, 0)[0].item()
-        with_depth = training_loss(unet, scheduler, text, fresh, weights, 0, controlnet, depth)[0].item()
+        without = training_loss(unet, scheduler, text, fresh, weights, 0, 0.0)[0].item()
+        with_depth = training_loss(unet, scheduler, text, fresh, weights, 0, 0.0, controlnet, depth)[0].item()
     run.log(args.steps, fresh_loss_without=without, fresh_loss_with=with_depth)
     steps = 2 if args.smoke else 20
     run.log(args.steps, **evaluate(unet, vae, text, judge, fresh, steps, args.guidance_scale, controlnet, depth))

@@ -42,6 +42,12 @@ KEPT_WEIGHT = 0.25
 # noise turn out grey.
 NOISE_OFFSET = 0.1
 ATTENTION_WEIGHT = 0.05
+# An edit starts from the inverted source, in which the old object still glimmers. So that it does not shine through,
+# the noisiest latents are of the source in half of the cases, while the picture to be predicted is the target. The
+# sprites themselves come first.
+NOISED_SOURCE_SHARE = 0.5
+NOISED_SOURCE_FROM_TIMESTEP = 700
+NOISED_SOURCE_FROM_STEP = 1200
 
 
 def build_unet() -> UNet2DConditionModel:
@@ -111,6 +117,7 @@ def training_loss(
     pairs: EditPairs,
     weights: torch.Tensor,
     step_seed: int,
+    noised_source_share: float,
     controlnet: ControlNetModel | None = None,
     depth: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -122,6 +129,7 @@ def training_loss(
         pairs: B pairs.
         weights: (1000,) weight of each timestep.
         step_seed: seed of masks, dropouts, noise, timesteps and wording.
+        noised_source_share: share of the noisiest latents that are made of the source.
         controlnet, depth: a ControlNet and its pictures, (B, 3, 64, 64) in [0, 1], near bright.
     """
     generator, rng = torch.Generator().manual_seed(step_seed), np.random.default_rng((step_seed, 5))
@@ -140,7 +148,14 @@ def training_loss(
     timesteps = (strata * scheduler.config.num_train_timesteps).long()
     noise = torch.randn(target.shape, generator=generator)
     noise += NOISE_OFFSET * torch.randn(*target.shape[:2], 1, 1, generator=generator)
-    noisy = scheduler.add_noise(target, noise, timesteps)
+    # 0 at NOISED_SOURCE_FROM_TIMESTEP, 1 at the last timestep.
+    lateness = (timesteps - NOISED_SOURCE_FROM_TIMESTEP) / (999 - NOISED_SOURCE_FROM_TIMESTEP)
+    source_share = lateness.clamp(0, 1) * (torch.rand(count, generator=generator) < noised_source_share)
+    start_picture = torch.lerp(target, source, source_share[:, None, None, None])
+    noisy = scheduler.add_noise(start_picture, noise, timesteps)
+    # The noise that leads from the noisy latents to the target.
+    signal = scheduler.alphas_cumprod[timesteps].sqrt()[:, None, None, None]
+    noise = (noisy - signal * target) / (1 - signal.square()).sqrt()
     prompts = text.captions(pairs, rng, drop_caption)
     gligen = text.groundings(pairs, rng, drop_grounding, place)
     with recorded_gated_attention(unet, MAX_TOKENS) as logits:
@@ -309,7 +324,10 @@ def main() -> None:
         optimizer.param_groups[0]["lr"] = learning_rate_at(step, args.steps, args.learning_rate)
         order = torch.Generator().manual_seed(args.seed * 10**6 + step)
         chosen = pairs.select(torch.randint(len(pairs), (args.batch_size,), generator=order))
-        loss, attention_loss = training_loss(unet, scheduler, text, chosen, weights, args.seed * 10**6 + step)
+        noised_source_share = NOISED_SOURCE_SHARE if step >= NOISED_SOURCE_FROM_STEP else 0.0
+        loss, attention_loss = training_loss(
+            unet, scheduler, text, chosen, weights, args.seed * 10**6 + step, noised_source_share
+        )
         optimizer.zero_grad()
         (loss + ATTENTION_WEIGHT * attention_loss).backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
