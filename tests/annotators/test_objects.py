@@ -59,6 +59,12 @@ def test_batches_find_what_single_frames_do(detector: ObjectDetector, real_frame
             np.testing.assert_allclose(first, second, rtol=0, atol=1e-5)
 
 
+def test_frames_may_be_a_view_of_another_array(detector: ObjectDetector, real_frames: np.ndarray) -> None:
+    """As OpenCV's BGR is turned to RGB."""
+    view = real_frames[:1, ..., ::-1]
+    assert detector(view, ["rabbit"], threshold=0.0) == detector(view.copy(), ["rabbit"], threshold=0.0)
+
+
 def test_the_threshold_leaves_out_what_is_below(detector: ObjectDetector, real_frames: np.ndarray) -> None:
     everything = detector(real_frames, PHRASES, threshold=0.0)
     middle = float(np.median([one.score for frame in everything for found in frame.values() for one in found]))

@@ -162,6 +162,14 @@ def test_what_leaves_and_comes_back_is_one_track() -> None:
     np.testing.assert_allclose(track_boxes(track), boxes, atol=1e-9)
 
 
+def test_what_comes_back_elsewhere_soon_leaves_the_boxes_from_before_it_was_gone() -> None:
+    boxes = moving_boxes(8, (0.2, 0.3), (0.25, 0.3))
+    boxes[3] = np.nan
+    boxes[4:] = moving_boxes(4, (0.8, 0.7), (0.75, 0.7))
+    (track,) = track_detections(detections_of(boxes))
+    np.testing.assert_allclose(track_boxes(track), boxes, atol=1e-9)
+
+
 def test_the_one_that_stays_is_not_taken_for_the_one_that_comes_back() -> None:
     stays = moving_boxes(30, (0.2, 0.2), (0.3, 0.2))
     leaves = moving_boxes(30, (0.7, 0.8), (0.9, 0.8))

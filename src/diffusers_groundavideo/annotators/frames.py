@@ -19,7 +19,7 @@ def frames_to_array(frames: Frames) -> np.ndarray:
         frames: (F, H, W, 3) uint8 RGB, or a list of F images of mode "RGB" and of one size; F >= 1, H and W >= 8.
 
     Returns:
-        `np.ndarray` of shape (F, H, W, 3), uint8 RGB.
+        `np.ndarray` of shape (F, H, W, 3), uint8 RGB, in one piece in memory.
 
     Raises:
         `ValueError`: If there is no frame, if frames are grey, have transparency, are not 8-bit, are of several sizes,
@@ -46,4 +46,5 @@ def frames_to_array(frames: Frames) -> np.ndarray:
             f"`frames` has to be at least {MIN_SIDE} pixels high and wide, but is of (height, width) "
             f"{frames.shape[1:3]}."
         )
-    return frames
+    # PyTorch takes no view that runs backwards, as `bgr[..., ::-1]` does.
+    return np.ascontiguousarray(frames)

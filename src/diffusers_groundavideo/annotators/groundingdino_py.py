@@ -7,6 +7,7 @@ The package cannot be an extra: it asks for an OpenCV beside the headless one, i
     pip install --no-deps groundingdino-py==0.4.0
 """
 
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,15 @@ class _Bert(torch.nn.Module):
 class GroundingDinoPyDetector(ObjectDetector):
     """The original GroundingDINO behind the call of [`ObjectDetector`].
 
-    Frames are brought to size by transformers' processor, at its standard size, and not by the package's transforms.
+    With the same weights it finds what transformers' port does: the same boxes and scores but for rounding (in float32
+    2e-6 of the largest logit), from the same pixels and prompt. The two part in this:
+
+    - From layer to layer a box goes through the inverse of the sigmoid, of which the package cuts off the coordinates
+      (centre, width and height, in units of the frame) below 0.001 and above 0.999, transformers those below 0.00001
+      and above 0.99999. It shows in boxes that begin at the border or are thinner than a thousandth of the frame.
+    - Frames are brought to size by transformers' processor, at its standard size (800 pixels for the shorter side, at
+      most 1333 for the longer one), and not by the package's transforms. Those cut the longer side a few pixels
+      shorter where 1333 is the limit; elsewhere they give the same pixels, to one grey level of 255.
 
     Args:
         folder: Has one `.pth` file of weights and the one `.py` file of settings that belongs to it (the package has
@@ -56,7 +65,7 @@ class GroundingDinoPyDetector(ObjectDetector):
         device: Where it runs, in float32.
 
     Raises:
-        `ValueError`: If there is not one file of each, or the weights are of another model.
+        `ValueError`: If there is not one file of each, or the weights are not those of the model in the settings.
         `ImportError`: If the package is not installed; the message says how.
     """
 
@@ -106,10 +115,17 @@ def _load(folder: Path, device: torch.device) -> Any:
     arguments.device = str(device)
     if (folder / "bert-base-uncased").is_dir():
         arguments.text_encoder_type = str(folder / "bert-base-uncased")
+    # It saves memory in training; without gradients it only warns.
+    arguments.use_checkpoint = arguments.use_transformer_ckpt = False
     model = build_model(arguments)
-    state = clean_state_dict(torch.load(weights, map_location="cpu", weights_only=True)["model"])
-    # The published files have entries more, such as BERT's position ids.
-    missing, _ = model.load_state_dict(state, strict=False)
+    try:
+        state = clean_state_dict(torch.load(weights, map_location="cpu", weights_only=True)["model"])
+        # The published files have entries more, such as BERT's position ids.
+        missing, _ = model.load_state_dict(state, strict=False)
+    except (KeyError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"`name_or_path`: {weights} does not hold the weights of the model in {settings}: {error}"
+        ) from error
     if missing:
         raise ValueError(f"`name_or_path`: {weights} lacks {len(missing)} entries of the model, {missing[0]} first.")
     return model.eval().to(device)

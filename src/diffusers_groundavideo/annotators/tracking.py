@@ -206,8 +206,11 @@ def _as_track(phrase: str, chain: Sequence[_Tracklet], num_frames: int, max_gap:
         seen = np.array([detection.box for detection in tracklet.detections])
         filled = np.stack([np.interp(span, tracklet.frames, corner) for corner in seen.T], axis=-1)
         known = _smoothed(filled, smoothing)
-        before = _extrapolated(known, start if start <= max_gap else 0)
-        after = _extrapolated(known[::-1], num_frames - 1 - end if num_frames - 1 - end <= max_gap else 0)
+        # Only towards the ends of the clip: what lies between is another tracklet's, or the object was gone.
+        missed_before = start if tracklet is chain[0] else 0
+        missed_after = num_frames - 1 - end if tracklet is chain[-1] else 0
+        before = _extrapolated(known, missed_before if missed_before <= max_gap else 0)
+        after = _extrapolated(known[::-1], missed_after if missed_after <= max_gap else 0)
         placed = _inside_frame(np.concatenate([before[::-1], known, after]))
         for frame, (x0, y0, x1, y1) in enumerate(placed.tolist(), start=start - len(before)):
             boxes[frame] = (x0, y0, x1, y1)
