@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -1431,6 +1431,18 @@ class GroundAVideoPipelineOutput(BaseOutput):
     opened_share: list[float]
 
 
+@dataclass(frozen=True)
+class _InversionSettings:
+    """How clips are inverted: what `__call__` and `invert` both take, by the same names."""
+
+    source_prompt: Any
+    num_inference_steps: int
+    inversion_method: InversionMethod
+    num_null_text_steps: int
+    gradient_checkpointing: bool
+    frame_batch_size: int | None
+
+
 class GroundAVideoPipeline(
     DiffusionPipeline, StableDiffusionMixin, TextualInversionLoaderMixin, StableDiffusionLoraLoaderMixin
 ):
@@ -1720,18 +1732,16 @@ class GroundAVideoPipeline(
             self._say_once("`flow` is None: the inverted latents are not smoothed.")
 
         # 2. Invert each clip, unless somebody did before.
+        inversion = _InversionSettings(
+            source_prompt,
+            num_inference_steps,
+            inversion_method,
+            num_null_text_steps,
+            gradient_checkpointing,
+            frame_batch_size,
+        )
         if clips is None and latents is None:
-            clips = self._invert_clips(
-                pixels,
-                size,
-                groundings,
-                source_prompt,
-                num_inference_steps,
-                inversion_method,
-                num_null_text_steps,
-                gradient_checkpointing,
-                frame_batch_size,
-            )
+            clips = self._invert_clips(pixels, size, groundings, inversion)
         if clips is not None:
             source_latents = torch.stack([clip.trajectory[0] for clip in clips]).to(device)
         else:
@@ -1851,18 +1861,15 @@ class GroundAVideoPipeline(
         groundings = _as_groundings(grounding)
         pixels = self.preprocess_video(video)
         size = self._working_size(pixels, height, width)
-        self._check_inversion_inputs(
-            pixels,
-            groundings,
+        inversion = _InversionSettings(
             source_prompt,
-            inversion_method,
             num_inference_steps,
+            inversion_method,
             num_null_text_steps,
-            guidance_scale,
+            gradient_checkpointing,
             frame_batch_size,
-            cross_attention_kwargs,
-            clip_skip,
         )
+        self._check_inversion_inputs(pixels, groundings, inversion, guidance_scale, clip_skip, cross_attention_kwargs)
         if not self._can_encode_text:
             raise ValueError(
                 "The pipeline needs its `text_encoder` and `tokenizer` to invert, but one of them is None."
@@ -1870,18 +1877,7 @@ class GroundAVideoPipeline(
         self._guidance_scale = guidance_scale
         self._clip_skip = clip_skip
         self._cross_attention_kwargs = cross_attention_kwargs
-        inverted = self._invert_clips(
-            pixels,
-            size,
-            groundings,
-            source_prompt,
-            num_inference_steps,
-            inversion_method,
-            num_null_text_steps,
-            gradient_checkpointing,
-            frame_batch_size,
-            checkpoint_dir,
-        )
+        inverted = self._invert_clips(pixels, size, groundings, inversion, checkpoint_dir)
         self.maybe_free_model_hooks()
         return inverted if isinstance(grounding, list) else inverted[0]
 
@@ -1950,53 +1946,59 @@ class GroundAVideoPipeline(
         pixels: torch.Tensor,
         groundings: Sequence[Any],
         size: tuple[int, int],
-        prompt: Any,
-        source_prompt: Any,
-        negative_prompt: Any,
-        prompt_embeds: Any,
-        negative_prompt_embeds: Any,
-        phrase_embeds: Any,
-        latents: Any,
-        inverted: Any,
-        inversion_method: Any,
-        num_inference_steps: Any,
-        num_null_text_steps: Any,
-        guidance_scale: Any,
-        num_videos_per_prompt: Any,
-        eta: Any,
-        generator: Any,
-        frame_batch_size: Any,
-        flow_threshold: Any,
-        relative_flow_threshold: bool,
-        has_flow: bool,
-        has_backward_flow: bool,
-        controlnet_conditioning_scale: Any,
-        control_guidance_start: Any,
-        control_guidance_end: Any,
-        gligen_scheduled_sampling_beta: Any,
-        cross_attention_kwargs: Any,
-        output_type: Any,
-        callback_on_step_end_tensor_inputs: Any,
+        *,
+        prompt: Any = None,
+        source_prompt: Any = None,
+        negative_prompt: Any = None,
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
+        phrase_embeds: Any = None,
+        latents: Any = None,
+        inverted: Any = None,
+        inversion_method: Any = "negative-prompt",
+        num_inference_steps: Any = 50,
+        num_null_text_steps: Any = 10,
+        guidance_scale: Any = 12.5,
+        num_videos_per_prompt: Any = 1,
+        eta: Any = 0.0,
+        generator: Any = None,
+        frame_batch_size: Any = None,
+        flow_threshold: Any = None,
+        relative_flow_threshold: bool = False,
+        has_flow: bool = False,
+        has_backward_flow: bool = False,
+        controlnet_conditioning_scale: Any = 1.0,
+        control_guidance_start: Any = 0.0,
+        control_guidance_end: Any = 1.0,
+        gligen_scheduled_sampling_beta: Any = 1.0,
+        cross_attention_kwargs: Any = None,
+        output_type: Any = "pil",
+        callback_on_step_end_tensor_inputs: Any = ("latents",),
         inflation: Any = None,
         clip_skip: Any = None,
     ) -> None:
-        """Raises a `ValueError` for what `__call__` cannot work with. Runs no model."""
+        """Raises a `ValueError` for what `__call__` cannot work with. Runs no model.
+
+        Args:
+            pixels (`torch.Tensor` of shape (clips, F, 3, H, W)): From [`~GroundAVideoPipeline.preprocess_video`].
+            groundings (`list` of [`VideoGrounding`]): One a clip.
+            size (`tuple[int, int]`): Height and width at which the clips are edited.
+            has_flow, has_backward_flow (`bool`): Whether `flow` and `backward_flow` are given.
+            others: As in [`~GroundAVideoPipeline.__call__`].
+        """
         num_clips, num_frames = pixels.shape[:2]
         inverts = inverted is None and latents is None
         if inverted is not None and latents is not None:
             raise ValueError("`inverted` and `latents` both say where denoising starts: pass only one of them.")
-        self._check_inversion_inputs(
-            pixels,
-            groundings,
+        inversion = _InversionSettings(
             source_prompt,
-            inversion_method if inverts else "ddim",
             num_inference_steps,
+            inversion_method if inverts else "ddim",
             num_null_text_steps,
-            guidance_scale,
+            False,
             frame_batch_size,
-            cross_attention_kwargs,
-            clip_skip,
         )
+        self._check_inversion_inputs(pixels, groundings, inversion, guidance_scale, clip_skip, cross_attention_kwargs)
         if inverted is not None:
             clips = inverted if isinstance(inverted, list) else [inverted]
             if len(clips) != num_clips or not all(isinstance(clip, InvertedClip) for clip in clips):
@@ -2098,17 +2100,14 @@ class GroundAVideoPipeline(
         self,
         pixels: torch.Tensor,
         groundings: Sequence[Any],
-        source_prompt: Any,
-        inversion_method: Any,
-        num_inference_steps: Any,
-        num_null_text_steps: Any,
+        inversion: _InversionSettings,
         guidance_scale: Any,
-        frame_batch_size: Any,
-        cross_attention_kwargs: Any,
         clip_skip: Any,
+        cross_attention_kwargs: Any,
     ) -> None:
         """What `__call__` and `invert` both ask for."""
         num_clips, num_frames = pixels.shape[:2]
+        method, steps = inversion.inversion_method, inversion.num_inference_steps
         if self.unet is None or self.scheduler is None or self.vae is None:
             raise ValueError("The pipeline needs its `unet`, `vae` and `scheduler`, but one of them is None.")
         if self.unet.config.attention_type != "gated":
@@ -2131,32 +2130,34 @@ class GroundAVideoPipeline(
             )
         for one in groundings:
             one.frame_boxes(num_frames)
-        if inversion_method not in get_args(InversionMethod):
-            raise ValueError(
-                f"`inversion_method` has to be one of {get_args(InversionMethod)}, but is {inversion_method!r}."
-            )
-        if source_prompt is not None:
-            check_texts(source_prompt, "source_prompt", num_clips)
-        elif inversion_method != "ddim":
-            raise ValueError(f"`source_prompt` is needed to invert with {inversion_method!r}, but is None.")
+        if method not in get_args(InversionMethod):
+            raise ValueError(f"`inversion_method` has to be one of {get_args(InversionMethod)}, but is {method!r}.")
+        if inversion.source_prompt is not None:
+            check_texts(inversion.source_prompt, "source_prompt", num_clips)
+        elif method != "ddim":
+            raise ValueError(f"`source_prompt` is needed to invert with {method!r}, but is None.")
         check_number(
-            num_inference_steps, "num_inference_steps", 1, self.scheduler.config.num_train_timesteps, integer=True
+            steps,
+            "num_inference_steps",
+            1,
+            self.scheduler.config.num_train_timesteps,
+            integer=True,
         )
         scheduler = copy.deepcopy(self.scheduler)
-        scheduler.set_timesteps(num_inference_steps)
+        scheduler.set_timesteps(steps)
         if (first := int(scheduler.timesteps[0])) >= self.scheduler.config.num_train_timesteps:
             raise ValueError(
-                f"`num_inference_steps` is {num_inference_steps}, with which the scheduler begins at timestep "
+                f"`num_inference_steps` is {steps}, with which the scheduler begins at timestep "
                 f"{first}, but has only {self.scheduler.config.num_train_timesteps} of them."
             )
-        check_number(num_null_text_steps, "num_null_text_steps", 1, integer=True)
+        check_number(inversion.num_null_text_steps, "num_null_text_steps", 1, integer=True)
         check_number(guidance_scale, "guidance_scale", 0)
-        if inversion_method == "null-text" and guidance_scale <= 1:
+        if method == "null-text" and guidance_scale <= 1:
             raise ValueError(
                 f"`guidance_scale` has to be above 1 with 'null-text' inversion, but is {guidance_scale}."
             )
-        if frame_batch_size is not None:
-            check_number(frame_batch_size, "frame_batch_size", 1, integer=True)
+        if inversion.frame_batch_size is not None:
+            check_number(inversion.frame_batch_size, "frame_batch_size", 1, integer=True)
         if clip_skip is not None and self.text_encoder is not None:
             check_number(clip_skip, "clip_skip", 0, self.text_encoder.config.num_hidden_layers, integer=True)
         if cross_attention_kwargs is not None and not isinstance(cross_attention_kwargs, dict):
@@ -2188,7 +2189,7 @@ class GroundAVideoPipeline(
             asked_for = self._inversion_key(
                 clips[index],
                 grounding,
-                None if source_prompt is None else _nth(source_prompt, index),
+                _nth(source_prompt, index),
                 num_inference_steps,
                 clip.inversion_method,
             )
@@ -2566,55 +2567,35 @@ class GroundAVideoPipeline(
         pixels: torch.Tensor,
         size: tuple[int, int],
         groundings: list[VideoGrounding],
-        source_prompt: str | list[str] | None,
-        num_inference_steps: int,
-        inversion_method: InversionMethod,
-        num_null_text_steps: int,
-        gradient_checkpointing: bool,
-        frame_batch_size: int | None,
+        inversion: _InversionSettings,
         checkpoint_dir: str | None = None,
     ) -> list[InvertedClip]:
         """Clip by clip, so that a clip's inversion never depends on what else is in the batch."""
         inverted = []
         for index, (frames, grounding) in enumerate(zip(_resize(pixels, *size), groundings, strict=True)):
-            own_prompt = None if source_prompt is None else _nth(source_prompt, index)
-            key = self._inversion_key(frames, grounding, own_prompt, num_inference_steps, inversion_method)
-            if inversion_method == "null-text":
-                key |= {"guidance_scale": self._guidance_scale, "num_null_text_steps": num_null_text_steps}
+            own = replace(inversion, source_prompt=_nth(inversion.source_prompt, index))
+            key = self._inversion_key(
+                frames, grounding, own.source_prompt, own.num_inference_steps, own.inversion_method
+            )
+            if own.inversion_method == "null-text":
+                key |= {"guidance_scale": self._guidance_scale, "num_null_text_steps": own.num_null_text_steps}
             folder = checkpoint_dir
             if checkpoint_dir is not None and len(pixels) > 1:
                 folder = f"{checkpoint_dir}/clip-{index:03d}"
-            inverted.append(
-                self._invert_clip(
-                    frames,
-                    grounding,
-                    own_prompt,
-                    num_inference_steps,
-                    inversion_method,
-                    num_null_text_steps,
-                    gradient_checkpointing,
-                    frame_batch_size,
-                    key,
-                    StepCheckpoint(folder, key),
-                )
-            )
+            inverted.append(self._invert_clip(frames, grounding, own, key, StepCheckpoint(folder, key)))
         return inverted
 
     def _invert_clip(
         self,
         frames: torch.Tensor,
         grounding: VideoGrounding,
-        source_prompt: str | None,
-        num_inference_steps: int,
-        inversion_method: InversionMethod,
-        num_null_text_steps: int,
-        gradient_checkpointing: bool,
-        frame_batch_size: int | None,
+        inversion: _InversionSettings,
         key: dict[str, Any],
         checkpoint: StepCheckpoint,
     ) -> InvertedClip:
         """Inverts one clip, (F, 3, height, width) in [-1, 1], with the plain UNet."""
         lora_scale = (self.cross_attention_kwargs or {}).get("scale")
+        num_inference_steps, frame_batch_size = inversion.num_inference_steps, inversion.frame_batch_size
         grid = DDIMGrid.from_scheduler(copy.deepcopy(self.scheduler), num_inference_steps)
         latents = self.encode_video(frames[None], frame_batch_size)[0]
         mask = grounding.inversion_mask(len(frames), *latents.shape[-2:]).to(latents.device)
@@ -2628,19 +2609,19 @@ class GroundAVideoPipeline(
             tokens = {name: value[which] for name, value in gligen.items()}
             return self.predict_noise(z, t, text, tokens, None if inpainting is None else inpainting[which])
 
-        texts = [source_prompt or "", ""]
+        texts = [inversion.source_prompt or "", ""]
         source_text, empty_text = self._encode_text(texts, lora_scale, self.clip_skip)[0]
-        text = source_text if inversion_method == "negative-prompt" else empty_text
+        text = source_text if inversion.inversion_method == "negative-prompt" else empty_text
         with _lora_scaled(self.unet, lora_scale), self._stage("DDIM inversion", num_inference_steps) as bar:
             trajectory = ddim_inversion(predict_noise, latents, text, grid, frame_batch_size, checkpoint, bar.update)
         null_embeddings = None
-        if inversion_method == "negative-prompt":
+        if inversion.inversion_method == "negative-prompt":
             null_embeddings = source_text.float()[None, None]
-        elif inversion_method == "null-text":
+        elif inversion.inversion_method == "null-text":
             with (
                 # Around the whole, for a backward pass may compute activations again.
                 _lora_scaled(self.unet, lora_scale),
-                differentiable_in_inputs_only(self.unet, gradient_checkpointing),
+                differentiable_in_inputs_only(self.unet, inversion.gradient_checkpointing),
                 self._stage("Null-text optimization", num_inference_steps) as bar,
             ):
                 null_embeddings = null_text_optimization(
@@ -2650,7 +2631,7 @@ class GroundAVideoPipeline(
                     empty_text,
                     grid,
                     self._guidance_scale,
-                    num_null_text_steps,
+                    inversion.num_null_text_steps,
                     batch_size=frame_batch_size,
                     checkpoint=checkpoint,
                     on_step=bar.update,
@@ -2737,5 +2718,5 @@ def _one_a_net(value: float | list[float], nets: int) -> list[float]:
     return value if isinstance(value, list) else [value] * nets
 
 
-def _nth(texts: str | list[str], index: int) -> str:
+def _nth(texts: str | list[str] | None, index: int) -> str | None:
     return texts[index] if isinstance(texts, list) else texts

@@ -53,12 +53,13 @@ class Clip:
     fps: float
 
     def __post_init__(self) -> None:
-        _check_frames(self.frames, "frames")
+        check_frames(self.frames)
         if not 0 < self.fps < float("inf"):
             raise ValueError(f"`fps` must be above 0 and finite, got {self.fps}.")
 
 
-def _check_frames(frames: np.ndarray, name: str) -> None:
+def check_frames(frames: np.ndarray, name: str = "frames") -> None:
+    """Raises a `ValueError` if a clip is not uint8 of shape (F, H, W, 3) with at least one frame."""
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape:
         raise ValueError(
             f"`{name}` must be uint8 of shape (F, H, W, 3) with at least one frame, got {frames.dtype} {frames.shape}."
@@ -285,7 +286,7 @@ def side_by_side(clips: Sequence[np.ndarray], labels: Sequence[str] | None = Non
     if not clips:
         raise ValueError("`clips` must hold at least one clip, got none.")
     for clip in clips:
-        _check_frames(clip, "clips")
+        check_frames(clip, "clips")
     if any(clip.shape != clips[0].shape for clip in clips):
         raise ValueError(f"`clips` must have one shape, got {[clip.shape for clip in clips]}.")
     if labels is not None and len(labels) != len(clips):
@@ -324,7 +325,7 @@ def draw_boxes(frames: np.ndarray, boxes: np.ndarray, labels: Sequence[str] | No
     Raises:
         ValueError: frames as in `Clip`, boxes of another shape, or not one label an object.
     """
-    _check_frames(frames, "frames")
+    check_frames(frames)
     if boxes.ndim != 3 or boxes.shape[0] != len(frames) or boxes.shape[2] != 4:
         raise ValueError(f"`boxes` must have shape ({len(frames)}, N, 4), got {boxes.shape}.")
     if labels is not None and len(labels) != boxes.shape[1]:

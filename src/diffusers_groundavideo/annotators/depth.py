@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .extra import import_from_extra
+from ..extras import import_from_extra
 from .frames import Frames, frames_to_array
 
 
@@ -173,7 +173,7 @@ class _Zoe(_ControlNetAuxDepth):
     _metric = True
 
     def __init__(self, source: str, device: torch.device) -> None:
-        detector = import_from_extra("controlnet_aux.zoe").ZoeDetector.from_pretrained(source)
+        detector = import_from_extra("controlnet_aux.zoe", "annotators").ZoeDetector.from_pretrained(source)
         super().__init__(detector.model, device)
 
     def _infer(self, images: torch.Tensor) -> torch.Tensor:
@@ -184,7 +184,7 @@ class _Midas(_ControlNetAuxDepth):
     _metric = False
 
     def __init__(self, source: str, device: torch.device) -> None:
-        detector = import_from_extra("controlnet_aux.midas").MidasDetector.from_pretrained(source)
+        detector = import_from_extra("controlnet_aux.midas", "annotators").MidasDetector.from_pretrained(source)
         super().__init__(detector.model, device)
 
     def _infer(self, images: torch.Tensor) -> torch.Tensor:

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..extras import import_from_extra
 from ..smoothing import inconsistent
-from .extra import import_from_extra
 from .frames import Frames, frames_to_array
 
 
@@ -113,7 +113,7 @@ class FlowEstimator(ABC):
 
 class _DisFlow(FlowEstimator):
     def __init__(self) -> None:
-        self._cv2 = import_from_extra("cv2")
+        self._cv2 = import_from_extra("cv2", "annotators")
 
     def _estimate(self, first: np.ndarray, second: np.ndarray) -> torch.Tensor:
         height, width = first.shape[1:3]
@@ -136,7 +136,7 @@ class _DisFlow(FlowEstimator):
 
 class _RaftFlow(FlowEstimator):
     def __init__(self, name: str, device: torch.device) -> None:
-        models = import_from_extra("torchvision.models.optical_flow")
+        models = import_from_extra("torchvision.models.optical_flow", "annotators")
         if name == "raft-large":
             model = models.raft_large(weights=models.Raft_Large_Weights.DEFAULT)
         elif name == "raft-small":

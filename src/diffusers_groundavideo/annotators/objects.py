@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..extras import import_from_extra
 from ..grounding import Box
-from .extra import import_from_extra
 from .frames import Frames, frames_to_array
 
 
@@ -161,7 +161,7 @@ def _check_phrases(phrases: Sequence[str]) -> None:
 
 def _best_boxes(scores: torch.Tensor, boxes: torch.Tensor, threshold: float) -> list[Detection]:
     """Detections, best first, from scores (Q) and boxes (Q, 4) clipped to the frame."""
-    nms = import_from_extra("torchvision.ops").nms
+    nms = import_from_extra("torchvision.ops", "annotators").nms
     taken = (scores >= threshold) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     scores, boxes = scores[taken], boxes[taken]
     kept = nms(boxes, scores, SAME_OBJECT_IOU)

@@ -9,8 +9,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from ..extras import import_from_extra
 from ..grounding import Box, GroundedObject, VideoGrounding
-from .extra import import_from_extra
 from .objects import Detection, FrameDetections
 
 
@@ -153,7 +153,7 @@ def _assign(
     least = np.array([MIN_IOU_OF_SECOND if len(one.frames) == 1 else MIN_IOU for one in tracklets])
     possible = overlap >= least[:, None]
     gain = np.where(possible, overlap + SCORE_WEIGHT * scores, 0.0)
-    rows, columns = import_from_extra("scipy.optimize").linear_sum_assignment(gain, maximize=True)
+    rows, columns = import_from_extra("scipy.optimize", "annotators").linear_sum_assignment(gain, maximize=True)
     left = dict(enumerate(candidates))
     for row, column in zip(rows.tolist(), columns.tolist()):
         if possible[row, column]:
@@ -189,7 +189,7 @@ def _chains(tracklets: Sequence[_Tracklet]) -> list[list[_Tracklet]]:
             last = np.array([chain[-1].detections[-1].box for chain in gone])
             first = np.array([one.detections[0].box for one in new])
             distance = np.abs(last[:, None] - first).sum(axis=-1)
-            rows, columns = import_from_extra("scipy.optimize").linear_sum_assignment(distance)
+            rows, columns = import_from_extra("scipy.optimize", "annotators").linear_sum_assignment(distance)
             for row, column in zip(rows, columns):
                 gone[row].append(new[column])
             new = [one for index, one in enumerate(new) if index not in columns]
@@ -236,7 +236,7 @@ def _smoothed(boxes: np.ndarray, window: int) -> np.ndarray:
     window = min(window, (len(boxes) - 1) // 2 * 2 + 1)
     if window <= SMOOTHING_DEGREE + 1:
         return boxes
-    return import_from_extra("scipy.signal").savgol_filter(boxes, window, SMOOTHING_DEGREE, axis=0)
+    return import_from_extra("scipy.signal", "annotators").savgol_filter(boxes, window, SMOOTHING_DEGREE, axis=0)
 
 
 def _inside_frame(boxes: np.ndarray) -> np.ndarray:

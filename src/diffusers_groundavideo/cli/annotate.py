@@ -370,13 +370,13 @@ def _preview(frames: np.ndarray, tracks: "Sequence[Track]", depth: "torch.Tensor
     import torch
 
     from ..annotators.depth import depth_to_frames
-    from ..annotators.extra import import_from_extra
+    from ..extras import import_from_extra
 
     boxes = np.array([[box or (np.nan,) * 4 for box in track.boxes] for track in tracks]).transpose(1, 0, 2)
     labels = [f"{track.phrase} {track.score:.2f}" for track in tracks]
     # From the last frame nothing moves on.
     vectors = torch.cat([flow.forward, torch.zeros(1, *flow.forward.shape[1:])])
-    coloured = import_from_extra("torchvision.utils").flow_to_image(vectors).movedim(1, -1).numpy()
+    coloured = import_from_extra("torchvision.utils", "annotators").flow_to_image(vectors).movedim(1, -1).numpy()
     return side_by_side(
         [draw_boxes(frames, boxes, labels), depth_to_frames(depth), coloured], ["objects", "depth", "flow"]
     )

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import typer
 
-from ..video import Clip, check_output_path, read_clip, write_clip
-from ..video import side_by_side as join_side_by_side
+from ..video import Clip, read_clip
 from .annotate import (
     DEFAULT_DETECTOR,
     CacheDir,
@@ -27,6 +26,7 @@ from .running import (
     MaxFrames,
     Run,
     check_number_of_conditions,
+    check_outputs,
     choose_device,
     console,
     describe_edit,
@@ -37,6 +37,7 @@ from .running import (
     read_edit_file,
     read_flow,
     record_path_of,
+    write_result,
 )
 
 
@@ -159,10 +160,7 @@ def edit_clip(
     max_frames: MaxFrames = None,
 ) -> None:
     """Edits CLIP, at its own size and rate."""
-    for path in filter(None, (output, side_by_side)):
-        check_output_path(path)
-        if path.resolve() == clip.resolve():
-            raise ValueError(f"{path} is the clip itself: write the result elsewhere.")
+    check_outputs(clip, output, side_by_side)
     if save_inverted is not None:
         _check_inversion_path(save_inverted, "--save-inverted")
         if inverted is not None:
@@ -277,9 +275,7 @@ def edit_clip(
     console.print(f"Open to the edit: {opened_shares[0]:.1%} of the clip.")
 
     with run.stage("write"):
-        write_clip(output, frames, source.fps)
-        if side_by_side is not None:
-            write_clip(side_by_side, join_side_by_side([source.frames, frames], ["before", "after"]), source.fps)
+        write_result(source, frames, output, side_by_side)
     if preset is not None:
         preset_path.write_text(preset.to_json() + "\n", encoding="utf-8")
     run.write_record(record_path, source, seed=seed, opened_share=opened_shares[0], result_sha256=frames_hash(frames))
@@ -390,19 +386,6 @@ def _check_before_inverting(
         size=(source.frames.shape[1], source.frames.shape[2]),
         has_flow="flow" in flows,
         has_backward_flow="backward_flow" in flows,
-        inverted=None,
-        latents=None,
-        prompt_embeds=None,
-        negative_prompt_embeds=None,
-        phrase_embeds=None,
-        num_videos_per_prompt=1,
-        eta=0.0,
-        generator=None,
-        control_guidance_start=0.0,
-        control_guidance_end=1.0,
-        cross_attention_kwargs=None,
-        output_type="pil",
-        callback_on_step_end_tensor_inputs=["latents"],
         **arguments,
     )
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from ..video import check_output_path, read_clip, side_by_side, write_clip
+from ..video import read_clip
 from .running import (
     ClipPath,
     Device,
@@ -15,6 +15,7 @@ from .running import (
     FrameBatchSize,
     MaxFrames,
     Run,
+    check_outputs,
     choose_device,
     frames_hash,
     one_or_all,
@@ -22,6 +23,7 @@ from .running import (
     read_edit_file,
     read_flow,
     record_path_of,
+    write_result,
 )
 
 
@@ -210,10 +212,7 @@ def run_preset(
     """Edits CLIP as PRESET says; frames after the number that the preset has are left out."""
     from ..presets import EditPreset
 
-    for path in filter(None, (output, compare)):
-        check_output_path(path)
-        if path.resolve() == clip.resolve():
-            raise ValueError(f"{path} is the clip itself: write the result elsewhere.")
+    check_outputs(clip, output, compare)
     loaded = EditPreset.from_pretrained(preset, revision)
     num_frames = loaded.clip.num_frames
     source = read_clip(clip, max_frames=num_frames)
@@ -232,9 +231,7 @@ def run_preset(
         clips, opened_shares = pipe(**arguments, frame_batch_size=frame_batch_size, return_dict=False)
     frames = np.stack([np.asarray(frame) for frame in clips[0]])
     with run.stage("write"):
-        write_clip(output, frames, source.fps)
-        if compare is not None:
-            write_clip(compare, side_by_side([source.frames, frames], ["before", "after"]), source.fps)
+        write_result(source, frames, output, compare)
     run.write_record(
         record_path_of(output),
         source,

@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from .. import __version__
-from ..video import Clip, read_clip
+from ..video import Clip, check_output_path, read_clip, side_by_side, write_clip
 
 
 # torch, diffusers and what builds on them take seconds to import, and `--help` needs none of them: the functions that
@@ -97,6 +97,21 @@ def read_flow(path: Path | None, source: Clip, max_frames: int | None) -> dict[s
     for name, tensor in flows.items():
         flow_to_tensors(tensor, f"{name} of --flow {path}", 1, len(source.frames))
     return flows
+
+
+def check_outputs(clip: Path, output: Path, comparison: Path | None) -> None:
+    """Has a result that could not be written, or would replace the clip, said before anything runs."""
+    for path in filter(None, (output, comparison)):
+        check_output_path(path)
+        if path.resolve() == clip.resolve():
+            raise ValueError(f"{path} is the clip itself: write the result elsewhere.")
+
+
+def write_result(source: Clip, edited: np.ndarray, output: Path, comparison: Path | None) -> None:
+    """Writes the edited frames, (F, H, W, 3) uint8, at the clip's rate; beside the clip, too, to `comparison`."""
+    write_clip(output, edited, source.fps)
+    if comparison is not None:
+        write_clip(comparison, side_by_side([source.frames, edited], ["before", "after"]), source.fps)
 
 
 def record_path_of(output: Path) -> Path:
