@@ -10,7 +10,15 @@ import sys
 from pathlib import Path
 
 
-SCRIPTS = ("train_judge.py", "train_clip.py", "train_vae.py", "train_unet.py", "train_controlnet.py")
+SCRIPTS = (
+    "train_judge.py",
+    "train_clip.py",
+    "train_detector.py",
+    "train_depth.py",
+    "train_vae.py",
+    "train_unet.py",
+    "train_controlnet.py",
+)
 
 
 def main() -> None:

@@ -72,8 +72,8 @@ def depth_pictures(pairs: EditPairs, seed: int) -> torch.Tensor:
 
 
 def main() -> None:
-    parser = training_parser(__doc__, steps=2000, batch_size=24, learning_rate=5e-4)
-    parser.add_argument("--num-pairs", type=int, default=24000)
+    parser = training_parser(__doc__, steps=1200, batch_size=16, learning_rate=5e-4)
+    parser.add_argument("--num-pairs", type=int, default=16000)
     parser.add_argument("--num-fresh", type=int, default=128)
     parser.add_argument("--guidance-scale", type=float, default=2.0, help="of the evaluation")
     args = parser.parse_args()

@@ -292,8 +292,8 @@ def export_average(module: UNet2DConditionModel, average: WeightAverage, folder:
 
 
 def main() -> None:
-    parser = training_parser(__doc__, steps=20000, batch_size=16, learning_rate=1e-3)
-    parser.add_argument("--num-pairs", type=int, default=24000, help="pairs of frames, encoded once")
+    parser = training_parser(__doc__, steps=5000, batch_size=16, learning_rate=1e-3)
+    parser.add_argument("--num-pairs", type=int, default=16000, help="pairs of frames, encoded once")
     parser.add_argument("--num-fresh", type=int, default=128, help="pairs of the evaluation")
     parser.add_argument("--evaluate-every", type=int, default=1500, help="steps between evaluations of the average")
     parser.add_argument("--guidance-scale", type=float, default=2.0, help="of the evaluation")

@@ -134,6 +134,13 @@ def render_batch(seeds: list[int]) -> tuple[list[Scene], list[RenderedScene], to
     return scenes, rendered, frames_to_tensor(np.concatenate([item.frames for item in rendered]))
 
 
+def with_noise(frames: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Frames (B, 3, H, W) in [-1, 1] with noise of another strength on each, up to 0.1: clips come compressed, and
+    edited ones are noisier than rendered ones."""
+    strength = 0.1 * torch.rand(len(frames), 1, 1, 1, generator=generator)
+    return frames + strength * torch.randn(frames.shape, generator=generator)
+
+
 def batch_seeds(run_seed: int, step: int, batch_size: int) -> list[int]:
     """The scene seeds of a training step: every step its own, the same after a resume."""
     first = run_seed * 10**9 + step * batch_size

@@ -6,10 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer
+
+from diffusers_groundavideo.annotators import DepthEstimator, Detection, ObjectDetector
+from diffusers_groundavideo.spriteworld import render
 
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "examples" / "train_spriteworld"
@@ -17,10 +22,11 @@ sys.path.insert(0, str(SCRIPTS))
 
 from edit_pairs import NOTHING, box_cells, edit_scenes, encode_pairs, random_masks  # noqa: E402
 from grounded_attention import grounded_attention_loss, recorded_gated_attention  # noqa: E402
+from train_detector import NAMES, assign, average_precision, object_boxes  # noqa: E402
 from train_unet import build_scheduler as build_training_scheduler  # noqa: E402
 from train_unet import build_unet, timestep_weights  # noqa: E402
 from train_vae import build_vae, standardise_latents  # noqa: E402
-from training import WeightAverage, learning_rate_at, render_batch  # noqa: E402
+from training import WeightAverage, learning_rate_at, render_batch, single_frame_scene  # noqa: E402
 
 
 def run_script(name: str, *arguments: str) -> None:
@@ -75,10 +81,61 @@ def test_train_all_ends_in_a_checkpoint_that_loads_and_predicts(smoke_run):
     assert prediction.shape == latents.shape == (1, 4, 16, 16)
 
 
+def test_train_all_ends_in_annotators_that_load_and_run(smoke_run):
+    _, rendered, _ = render_batch([0])
+    detections = ObjectDetector.from_pretrained(smoke_run / "runs" / "detector")(rendered[0].frames, ["dog"], 0.0)
+    assert len(detections) == 1 and len(detections[0]["dog"]) > 0
+    depth = DepthEstimator.from_pretrained(smoke_run / "runs" / "depth")(rendered[0].frames)
+    assert depth.shape == (1, 64, 64)
+    # The text tower is not trained along.
+    before = load_file(smoke_run / "runs" / "text_encoder" / "model.safetensors")
+    after = load_file(smoke_run / "runs" / "detector" / "model.safetensors")
+    assert all(torch.equal(after[f"owlvit.text_model.{key}"], value) for key, value in before.items())
+
+
+def test_patches_are_asked_for_what_they_are_in_the_middle_of():
+    scenes = [single_frame_scene(seed) for seed in range(40)]
+    rendered = [render(scene) for scene in scenes]
+    targets = assign(scenes, rendered)
+    asked = 0
+    for scene, item, classes, boxes in zip(scenes, rendered, targets.classes, targets.boxes):
+        assert NAMES[classes[0]] == scene.background and boxes[0].tolist() == [0, 0, 1, 1]
+        for index, thing in enumerate(scene.objects):
+            box = object_boxes(scene)[index]
+            own = classes == NAMES.index(thing.name)
+            asked += own.any()
+            assert own.any() or np.isnan(box[0]) or item.visible_masks[0, index].mean() < 0.05
+            assert (boxes[own] == torch.from_numpy(box).float()).all()
+    assert asked > 50
+    # Of those asked for one object the best is one, and better if it is surer.
+    boxes = torch.where(targets.boxes.any(-1, keepdim=True), targets.boxes + torch.rand(targets.boxes.shape) / 50, 0)
+    best = targets.best(torch.zeros(*targets.classes.shape, len(NAMES)), boxes)
+    assert [len(row[row >= 0].unique()) for row in targets.classes] == best.sum(1).tolist()
+    sure, last = torch.zeros(*targets.classes.shape, len(NAMES)), int((targets.classes[0] >= 0).nonzero()[-1])
+    sure[0, last] = 5
+    assert targets.best(sure, boxes)[0, last]
+
+
+def test_average_precision_of_known_rankings():
+    boxes = [[np.array([0.0, 0.0, 0.5, 0.5])], [np.array([0.5, 0.5, 1.0, 1.0])]]
+    right = [[Detection((0.0, 0.0, 0.5, 0.5), 0.9)], [Detection((0.5, 0.5, 1.0, 1.0), 0.5)]]
+    assert average_precision(right, boxes) == 1
+    assert average_precision([right[0], []], boxes) == 0.5
+    assert average_precision([[], []], boxes) == 0
+    # One that is surer than the second right one, in the wrong place: precision 1 up to half of it, then 2/3.
+    wrong = Detection((0.5, 0.0, 1.0, 0.5), 0.7)
+    assert average_precision([right[0], [wrong, *right[1]]], boxes) == pytest.approx(0.5 + 0.5 * 2 / 3)
+    # A true box is found once.
+    again = Detection((0.0, 0.0, 0.5, 0.49), 0.8)
+    assert average_precision([[*right[0], again], right[1]], boxes) == pytest.approx(0.5 + 0.5 * 2 / 3)
+
+
 def test_every_script_logs_its_steps_and_its_own_evaluation(smoke_run):
     expected = {
         "judge": "fresh_accuracy",
         "clip_training": "fresh_crop_accuracy",
+        "detector_training": "map50",
+        "depth_training": "spearman",
         "vae_training": "fresh_psnr",
         "unet_training": "edited_ceiling",
         "controlnet_training": "fresh_loss_with",

@@ -14,6 +14,7 @@ from .captions import (
     random_caption,
     scene_caption,
 )
+from .checkpoint import MINI_SETTINGS, edit_arguments, mini_checkpoint, mini_depth_model, mini_detector
 from .rendering import RenderedScene, fit_sprite, render
 from .scenes import MOTIONS, Scene, SceneObject, clipped_boxes, ground_depth, random_scene, random_targets
 from .sprites import SPRITE_NAMES, draw_sprite, load_sprite, sprite_aspect
@@ -21,6 +22,7 @@ from .sprites import SPRITE_NAMES, draw_sprite, load_sprite, sprite_aspect
 
 __all__ = [
     "BACKGROUND_NAMES",
+    "MINI_SETTINGS",
     "MOTIONS",
     "RenderedScene",
     "SPRITE_NAMES",
@@ -33,10 +35,14 @@ __all__ = [
     "caption_for",
     "clipped_boxes",
     "draw_sprite",
+    "edit_arguments",
     "fit_sprite",
     "grounding_dict",
     "ground_depth",
     "load_sprite",
+    "mini_checkpoint",
+    "mini_depth_model",
+    "mini_detector",
     "phrase_for",
     "random_caption",
     "random_scene",

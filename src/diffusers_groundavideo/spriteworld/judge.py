@@ -1,13 +1,17 @@
-"""A judge of edits: a small classifier of sprites, trained apart, that shares nothing with the generative models."""
+"""Judges of edits: a small classifier of sprites, trained apart, that shares nothing with the generative models, and
+the mean colours of the backgrounds."""
 
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
+from .backgrounds import BACKGROUND_NAMES, background_texture
 from .sprites import SPRITE_NAMES
 
 
@@ -71,3 +75,21 @@ class SpriteJudge(nn.Module):
         judge = cls()
         judge.load_state_dict(load_file(path))
         return judge.eval()
+
+
+@cache
+def _background_colours() -> np.ndarray:
+    """Mean RGB of each of `BACKGROUND_NAMES`: (6, 3) in [0, 255]. The seed moves them by a few units only."""
+    return np.stack([np.asarray(background_texture(name, 0, 64)).mean((0, 1)) for name in BACKGROUND_NAMES])
+
+
+def background_names(frames: np.ndarray, regions: np.ndarray) -> list[str]:
+    """The background of each frame, by its mean colour: the one of `BACKGROUND_NAMES` whose own is nearest.
+
+    Args:
+        frames: (F, H, W, 3) uint8 RGB.
+        regions: (F, H, W) bool, where the background is seen; not empty in any frame.
+    """
+    colours = np.stack([frame[region].mean(0) for frame, region in zip(frames, regions)])
+    distances = np.linalg.norm(colours[:, None] - _background_colours()[None], axis=-1)
+    return [BACKGROUND_NAMES[index] for index in distances.argmin(-1)]
