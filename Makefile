@@ -4,7 +4,7 @@ PYTHON ?= python3
 .PHONY: demo test test-slow test-oldest lint bundle types clean
 
 demo: .venv/installed
-	.venv/bin/python examples/demo.py
+	.venv/bin/groundavideo demo
 
 test: .venv/installed
 	.venv/bin/python -m pytest -n auto

@@ -8,7 +8,10 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from .annotate import annotate_clip
+from .benchmark import benchmark
+from .demo import demo
 from .editing import edit_clip, invert_clip
+from .evaluate import evaluate_edit
 from .preset import app as preset_app
 from .publish import publish
 
@@ -41,5 +44,8 @@ app.command(
 )(edit_clip)
 app.command("invert")(invert_clip)
 app.command("annotate")(annotate_clip)
+app.command("evaluate")(evaluate_edit)
+app.command("benchmark")(benchmark)
+app.command("demo")(demo)
 app.add_typer(preset_app, name="preset")
 app.command("publish")(publish)
