@@ -466,10 +466,10 @@ SECTIONS = {
     # Of 20 scenes each.
     "generation": Section(measure_generation, generation_figures, _first, 10),
     "editing": Section(measure_editing, editing_figures, partial(clip_indices, kinds=EDIT_KINDS), 32),
-    "background": Section(measure_editing, background_figures, partial(clip_indices, kinds=BACKGROUND_KINDS), 32),
-    "gating": Section(measure_gating, gating_figures, partial(clip_indices, kinds=EDIT_KINDS), 32),
+    "background": Section(measure_editing, background_figures, partial(clip_indices, kinds=BACKGROUND_KINDS), 16),
+    "gating": Section(measure_gating, gating_figures, partial(clip_indices, kinds=EDIT_KINDS), 16),
     "reconstruction": Section(
-        measure_reconstruction, reconstruction_figures, partial(clip_indices, kinds=EDIT_KINDS), 8
+        measure_reconstruction, reconstruction_figures, partial(clip_indices, kinds=EDIT_KINDS), 6
     ),
 }
 

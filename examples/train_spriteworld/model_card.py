@@ -66,8 +66,10 @@ evaluations from 10^12 up, the figures below from yet others.
 
 The scripts in `examples/train_spriteworld` with seed 0. Learning rates rest on a plateau and decay at the end;
 averaged weights ship. The UNet's gates start open (1), its loss counts the opened region more, and captions and
-groundings are dropped at times for guidance. Wall times are those of one thread of a shared machine, results the last
-that the script itself logged, on fresh scenes. The judge is no part of the checkpoint{beside}.
+groundings are dropped at times for guidance. An auxiliary loss names the object that each pixel's gated attention
+should read, and half of the noisiest latents are made of the picture before the edit, since an edit starts from its
+inversion. Wall times are those of one thread of a shared machine, results the last that the script itself logged, on
+fresh scenes. The judge is no part of the checkpoint{beside}.
 
 {recipe}
 
