@@ -5,6 +5,7 @@ import resource
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -341,26 +342,28 @@ def test_a_folder_holds_preset_card_and_preview(tmp_path: Path, gif: Path) -> No
     assert EditPreset.from_pretrained(folder) == changed
 
 
-@pytest.fixture
+@contextmanager
 def full_disk() -> Iterator[None]:
-    """No file can grow beyond 256 bytes: the write fails half-way."""
+    """No file can grow beyond 256 bytes, so a write fails half-way. No fixture: pytest's own output, where it goes to
+    a file, would fail as well."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (256, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_write_that_fails_leaves_no_trace(tmp_path: Path, full_disk: None) -> None:
-    with pytest.raises(OSError):
+def test_a_write_that_fails_leaves_no_trace(tmp_path: Path) -> None:
+    with pytest.raises(OSError), full_disk():
         make_preset().save_pretrained(tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
-def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     make_preset().save_pretrained(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    request.getfixturevalue("full_disk")
-    with pytest.raises(OSError):
+    with pytest.raises(OSError), full_disk():
         make_preset(seed=9).save_pretrained(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
