@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DCondi
 from measuring import describe_machine
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from diffusers_groundavideo import GroundAVideoPipeline, GroundedObject, VideoGrounding
+from diffusers_groundavideo import GroundAVideoPipeline, GroundedObject, Inflation, VideoGrounding
 from diffusers_groundavideo.smoothing import relative_motion_mask, smooth_latents
 
 
@@ -116,7 +116,8 @@ def main() -> None:
         )
         moving = relative_motion_mask(flow, *inverted.noise_latents.shape[-2:])
         latents = smooth_latents(inverted.noise_latents, moving)[None]
-        return edit("squirrel", latents=latents, open_all_boxes=True)
+        inflation = Inflation(gated_attention="cross-frame")
+        return edit("squirrel", latents=latents, open_all_boxes=True, inflation=inflation)
 
     def first_edit() -> tuple[Any, Any]:
         inverted = pipe.invert(**source, grounding=grounding("squirrel"), num_inference_steps=steps)

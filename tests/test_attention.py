@@ -15,6 +15,7 @@ from diffusers_groundavideo.attention import (
     CrossFrameAttnProcessor,
     FirstFrameAttnProcessor,
     ModulatedCrossAttnProcessor,
+    OwnGroundingAttnProcessor,
     PerFrameAttnProcessor,
     SparseCausalAttnProcessor,
     modulated_text,
@@ -78,6 +79,26 @@ def test_self_attention_is_that_over_the_frames_in_a_row(
         for i in range(NUM_FRAMES):
             keys = torch.cat([clip[j] for j in SEEN[processor_class](i)])
             torch.testing.assert_close(clip_result[i], plain_attention(attn, clip[i], keys), atol=1e-6, rtol=1e-5)
+
+
+def test_own_grounding_is_all_latents_and_the_frames_own_tokens_for_those_of_all(attn: Attention) -> None:
+    clip = random(NUM_FRAMES, TOKENS + 3, CHANNELS)
+    attn.set_processor(OwnGroundingAttnProcessor(NUM_FRAMES, num_grounding_tokens=3))
+    result = attn(clip)
+    latents = clip[:, :TOKENS].flatten(0, 1)
+    for i in range(NUM_FRAMES):
+        keys = torch.cat([latents, *[clip[i, TOKENS:]] * NUM_FRAMES])
+        torch.testing.assert_close(result[i], plain_attention(attn, clip[i], keys), atol=1e-6, rtol=1e-5)
+
+
+def test_own_grounding_is_cross_frame_where_all_frames_have_the_same_tokens(attn: Attention) -> None:
+    latents, tokens = random(NUM_FRAMES, TOKENS, CHANNELS), random(1, 30, CHANNELS, seed=1)
+    still = torch.cat([latents, tokens.expand(NUM_FRAMES, -1, -1)], dim=1)
+    results = []
+    for processor_class in (OwnGroundingAttnProcessor, CrossFrameAttnProcessor):
+        attn.set_processor(processor_class(NUM_FRAMES))
+        results.append(attn(still))
+    torch.testing.assert_close(results[0], results[1], atol=1e-6, rtol=1e-5)
 
 
 def test_per_frame_attention_is_that_of_the_image_model(attn: Attention) -> None:
@@ -312,8 +333,13 @@ def test_without_inflation_it_is_the_image_model(components: dict[str, Any]) -> 
         torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("field", ["self_attention", "gated_attention"])
-@pytest.mark.parametrize("scheme", ["first-frame", "sparse-causal", "per-frame"])
+@pytest.mark.parametrize(
+    ("field", "scheme"),
+    [
+        *(("self_attention", scheme) for scheme in ("first-frame", "sparse-causal", "per-frame")),
+        *(("gated_attention", scheme) for scheme in ("cross-frame", "first-frame", "sparse-causal", "per-frame")),
+    ],
+)
 def test_each_scheme_is_its_own(components: dict[str, Any], field: str, scheme: str) -> None:
     unet = components["unet"]
     sample, text = random(NUM_FRAMES, 9, 8, 8), random(1, 77, 32, seed=1)
@@ -397,7 +423,7 @@ def test_every_attention_and_both_models_are_inflated(components: dict[str, Any]
     expected = {
         "attn1": CrossFrameAttnProcessor,
         "attn2": ModulatedCrossAttnProcessor,
-        "attn": CrossFrameAttnProcessor,
+        "attn": OwnGroundingAttnProcessor,
     }
     with inflated(unet, [controlnet], NUM_FRAMES):
         for model, kinds in ((unet, {"attn1", "attn2", "attn"}), (controlnet, {"attn1", "attn2"})):

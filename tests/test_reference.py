@@ -5,6 +5,7 @@ another folder of the same form, whose sizes may differ. Each stage is fed the s
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ FIXTURES = Path(__file__).parent / "fixtures" / "reference"
 FOLDER = Path(os.environ.get("GROUNDAVIDEO_REFERENCE_DIR", FIXTURES))
 
 BRANCHES = ("cond", "uncond")
+PUBLISHED = Inflation(gated_attention="cross-frame")
 
 
 def reference_file(name: str) -> Path:
@@ -112,7 +114,7 @@ class Reference:
             "gligen": {name: torch.zeros_like(value) for name, value in tokens.items()},
         }
 
-    def noise_pred(self, branch: str, inflation: Inflation | None = None) -> torch.Tensor:
+    def noise_pred(self, branch: str, inflation: Inflation = PUBLISHED) -> torch.Tensor:
         with inflated(self.unet, [self.controlnet], self.num_frames, inflation):
             return self.pipe.predict_noise(
                 self["x_t"],
@@ -180,7 +182,7 @@ def test_inflated_unet_predicts_the_published_noise(reference, branch):
 
 @pytest.mark.parametrize("branch", BRANCHES)
 def test_inflated_controlnet_gives_the_published_residuals(reference, branch):
-    with inflated(reference.unet, [reference.controlnet], reference.num_frames):
+    with inflated(reference.unet, [reference.controlnet], reference.num_frames, PUBLISHED):
         _, mid = reference.controlnet(
             reference["x_t"],
             reference["timestep"],
@@ -202,6 +204,7 @@ def test_denoising_gives_the_published_edit(reference):
         {name: value[None] for name, value in reference.grounding_tokens("edit").items()},
         num_inference_steps=reference.num_steps,
         guidance_scale=float(reference.scalars["guidance"]),
+        inflation=PUBLISHED,
         blend_noise=reference["blend_noise"][:, None],
         conditioning_frames=[reference["depth"][None]],
         controlnet_conditioning_scale=float(reference.scalars["controlnet_conditioning_scale"]),
@@ -213,9 +216,9 @@ def test_denoising_gives_the_published_edit(reference):
 @pytest.mark.parametrize(
     "inflation",
     [
-        pytest.param(Inflation(group_norm=False), id="group norm not inflated"),
-        pytest.param(Inflation(self_attention="per-frame"), id="self-attention per frame"),
-        pytest.param(Inflation(gated_attention="per-frame"), id="gated attention per frame"),
+        pytest.param(replace(PUBLISHED, group_norm=False), id="group norm not inflated"),
+        pytest.param(replace(PUBLISHED, self_attention="per-frame"), id="self-attention per frame"),
+        pytest.param(replace(PUBLISHED, gated_attention="per-frame"), id="gated attention per frame"),
     ],
 )
 def test_parity_is_lost_without_each_part_of_the_inflation(reference, inflation, branch):
@@ -229,7 +232,7 @@ def test_parity_is_lost_with_swapped_branches(reference):
 
 def test_parity_is_lost_without_modulated_cross_attention(reference):
     unconditional = reference.branch("uncond") | {"text": reference["null_embeddings"][0]}
-    with inflated(reference.unet, [], reference.num_frames):
+    with inflated(reference.unet, [], reference.num_frames, PUBLISHED):
         own = reference.pipe.predict_noise(
             reference["x_t"], reference["timestep"], **unconditional, inpainting=reference.inpainting
         )

@@ -657,19 +657,23 @@ def position_net_inputs(
 
 
 FrameAttention = Literal["cross-frame", "first-frame", "sparse-causal", "per-frame"]
+GatedAttention = Literal["own-grounding", "cross-frame", "first-frame", "sparse-causal", "per-frame"]
 
 
 @dataclass(frozen=True)
 class Inflation:
-    """What the frames of a clip share during the edit. The defaults are Ground-A-Video; the rest is for comparison.
+    """What the frames of a clip share during the edit. The defaults are Ground-A-Video with one change, to the gated
+    attention; the published model is `Inflation(gated_attention="cross-frame")`, the rest is for comparison.
 
     Args:
         self_attention (`str`): Whose latents a frame's queries attend to in `attn1`: those of all frames
             (`"cross-frame"`, Ground-A-Video's spatial-temporal attention), of the first frame (`"first-frame"`,
             Text2Video-Zero), of the first and the previous frame (`"sparse-causal"`, Tune-A-Video), or its own
             (`"per-frame"`).
-        gated_attention (`str`): The same for GLIGEN's gated attention, whose keys also hold the grounding tokens.
-            Ground-A-Video's cross-frame gated attention is `"cross-frame"`.
+        gated_attention (`str`): The same for GLIGEN's gated attention, whose keys also hold the grounding tokens; or
+            the latents of all frames and the tokens of a frame's own (`"own-grounding"`). Ground-A-Video's cross-frame
+            gated attention is `"cross-frame"`, in which a phrase leaks to where its object is in other frames
+            (benchmarks/RESULTS.md).
         modulated_cross_attention (`bool`): Whether in the unconditional branch a frame's queries attend to the null
             embeddings of all frames, not to its own alone. No difference without null-text optimisation.
         group_norm (`bool`): Whether the group norms of the ResNet blocks and of the UNet's output take their
@@ -680,15 +684,15 @@ class Inflation:
     """
 
     self_attention: FrameAttention = "cross-frame"
-    gated_attention: FrameAttention = "cross-frame"
+    gated_attention: GatedAttention = "own-grounding"
     modulated_cross_attention: bool = True
     group_norm: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("self_attention", "gated_attention"):
+        for name, schemes in (("self_attention", FrameAttention), ("gated_attention", GatedAttention)):
             scheme = getattr(self, name)
-            if scheme not in get_args(FrameAttention):
-                raise ValueError(f"`{name}` has to be one of {get_args(FrameAttention)}, but is {scheme!r}.")
+            if scheme not in get_args(schemes):
+                raise ValueError(f"`{name}` has to be one of {get_args(schemes)}, but is {scheme!r}.")
 
 
 class CrossFrameAttnProcessor:
@@ -763,7 +767,41 @@ class PerFrameAttnProcessor(CrossFrameAttnProcessor):
         return attended.unflatten(0, query.shape[:2])
 
 
+class OwnGroundingAttnProcessor(CrossFrameAttnProcessor):
+    """Gated attention in which a frame attends to the latents of all frames, but to its own grounding tokens alone.
+
+    Boxes are places in their own frame. Where things move, the tokens of other frames put a phrase where it was or
+    will be; where two cross, into each other's place. A frame's own tokens stand for those of all frames, so that
+    latents and tokens weigh against each other as they do within a frame.
+
+    Args:
+        num_frames (`int`): Frames of a clip.
+        num_grounding_tokens (`int`): Tokens at the end of the input that are no latents.
+    """
+
+    def __init__(self, num_frames: int, num_grounding_tokens: int = MAX_OBJECTS) -> None:
+        super().__init__(num_frames)
+        self.num_grounding_tokens = num_grounding_tokens
+
+    def count_tokens(self, fuser: nn.Module, args: tuple[torch.Tensor, torch.Tensor]) -> None:
+        """A hook on GLIGEN's layer, which knows the tokens apart from the latents."""
+        self.num_grounding_tokens = args[1].shape[1]
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
+        def seen_by(frame: int, states: torch.Tensor) -> torch.Tensor:
+            latents, tokens = states.tensor_split([-self.num_grounding_tokens], dim=2)
+            return torch.cat([latents.flatten(1, 2), tokens[:, frame].repeat(1, self.num_frames, 1)], dim=1)
+
+        # Frame by frame, so that keys and values take the memory of one clip.
+        frames = [
+            _attention(query[:, frame], seen_by(frame, key), seen_by(frame, value), heads)
+            for frame in range(self.num_frames)
+        ]
+        return torch.stack(frames, dim=1)
+
+
 _FRAME_ATTENTION: dict[str, type[CrossFrameAttnProcessor]] = {
+    "own-grounding": OwnGroundingAttnProcessor,
     "cross-frame": CrossFrameAttnProcessor,
     "first-frame": FirstFrameAttnProcessor,
     "sparse-causal": SparseCausalAttnProcessor,
@@ -865,6 +903,8 @@ def inflated(
                     install(module.attn2, cross_attention)
                     if hasattr(module, "fuser"):
                         install(module.fuser.attn, gated_attention)
+                        if isinstance(gated_attention, OwnGroundingAttnProcessor):
+                            hooks.append(module.fuser.register_forward_pre_hook(gated_attention.count_tokens))
                 elif isinstance(module, ResnetBlock2D) and inflation.group_norm:
                     hooks += [*_inflate_norm(module.norm1, num_frames), *_inflate_norm(module.norm2, num_frames)]
         if inflation.group_norm:

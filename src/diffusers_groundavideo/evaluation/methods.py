@@ -88,7 +88,9 @@ class Edit:
 
 # 20 steps of inversion and 50 of denoising, when the benchmark takes 20.
 _PUBLISHED_STEPS = Fraction(5, 2)
+_CROSS_FRAME_GATING = Inflation(gated_attention="cross-frame")
 _PUBLISHED = {
+    "inflation": _CROSS_FRAME_GATING,
     "open_all_boxes": True,
     "paste_back": False,
     "relative_flow_threshold": True,
@@ -102,7 +104,7 @@ _ALL: tuple[Method, ...] = (
     Method(
         "published",
         "Ground-A-Video as published: empty-prompt inversion, 5 denoising steps for 2 of inversion, relative flow "
-        "threshold, all boxes open, no paste-back",
+        "threshold, all boxes open, grounding tokens of all frames, no paste-back",
         inversion=Inversion("ddim"),
         steps=_PUBLISHED_STEPS,
         call=_PUBLISHED,
@@ -148,6 +150,11 @@ _ALL: tuple[Method, ...] = (
         call=_NO_FLOW,
     ),
     # One part of ours off, or another one in its place.
+    Method(
+        "published-gating",
+        "gated attention to the grounding tokens of all frames, as published",
+        call={"inflation": _CROSS_FRAME_GATING},
+    ),
     Method("no-inflated-norm", "group norms frame by frame", call={"inflation": Inflation(group_norm=False)}),
     Method("per-frame-self-attention", "self-attention within each frame", call={"inflation": Inflation("per-frame")}),
     Method("no-smoothing", "inverted latents as they are", call=_NO_FLOW),
@@ -197,7 +204,8 @@ METHOD_SETS: Mapping[str, tuple[str, ...]] = {
         *("no-cross-frame-gating", "sdedit", "ddim-inversion"),
     ),
     "ablations": (
-        *("ours", "no-cross-frame-gating", "per-frame-self-attention", "no-inflated-norm", "no-smoothing"),
+        *("ours", "published-gating", "no-cross-frame-gating", "per-frame-self-attention", "no-inflated-norm"),
+        "no-smoothing",
         *("smoothing-0.1", "smoothing-0.5", "smoothing-relative", "inversion-ddim", "inversion-null-text"),
         *("null-text-unmodulated", "inversion-all-open", "no-inpainting", "no-paste-back", "all-boxes-open"),
         *("no-controlnet", "gate-0.3", "gate-0.5", "all-off"),

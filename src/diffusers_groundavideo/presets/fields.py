@@ -27,7 +27,7 @@ from pydantic import (
     model_validator,
 )
 
-from ..attention import FrameAttention
+from ..attention import FrameAttention, GatedAttention
 from ..grounding import MAX_OBJECTS
 from ..inputs import clips_to_tensor, flow_to_tensors
 from ..inversion import tensor_hash
@@ -300,7 +300,7 @@ class InflationForm(Form):
     """The fields of [`Inflation`]."""
 
     self_attention: FrameAttention = "cross-frame"
-    gated_attention: FrameAttention = "cross-frame"
+    gated_attention: GatedAttention = "own-grounding"
     modulated_cross_attention: bool = True
     group_norm: bool = True
 
