@@ -83,7 +83,7 @@ class _Task:
 
 
 def checkpoint_hash(folder: str | Path) -> str:
-    """SHA-256 over names and contents of all files in a checkpoint's folder.
+    """SHA-256 over names and contents of all files in a checkpoint's folder, its model card aside.
 
     Raises:
         `ValueError`: If there is no such folder.
@@ -92,7 +92,7 @@ def checkpoint_hash(folder: str | Path) -> str:
     if not folder.is_dir():
         raise ValueError(f"The checkpoint has to be a folder in diffusers' layout, but {str(folder)!r} is none.")
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / "README.md"):
         digest.update(f"{path.relative_to(folder).as_posix()}\n".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
