@@ -51,6 +51,8 @@ SUITE_SEED = 2_000_000
 SCENE_SEED = 2 * 10**12
 SCENES_A_BATCH = 20
 EDIT_KINDS = [kind for kind in KINDS if not kind.startswith("background")]
+# With a source phrase for everything: what is not there cannot be kept as it is.
+RECONSTRUCTION_KINDS = [kind for kind in EDIT_KINDS if kind != "addition"]
 BACKGROUND_KINDS = [kind for kind in KINDS if kind.startswith("background")]
 
 # What the default attention is compared with, on the clips of the edits.
@@ -468,7 +470,7 @@ SECTIONS = {
     "background": Section(measure_editing, background_figures, partial(clip_indices, kinds=BACKGROUND_KINDS), 8),
     "gating": Section(measure_gating, gating_figures, partial(clip_indices, kinds=EDIT_KINDS), 12),
     "reconstruction": Section(
-        measure_reconstruction, reconstruction_figures, partial(clip_indices, kinds=EDIT_KINDS), 3
+        measure_reconstruction, reconstruction_figures, partial(clip_indices, kinds=RECONSTRUCTION_KINDS), 3
     ),
 }
 
