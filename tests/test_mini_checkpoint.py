@@ -39,7 +39,7 @@ STEPS = 10
 STRONG_GUIDANCE = 12.5
 
 # Shares of boxes, over frames, in which the judge finds the right sprite.
-CHANGED_RIGHT = 0.9
+CHANGED_RIGHT = 0.75
 KEPT_RIGHT = 0.9
 GENERATED_RIGHT = 0.85
 # Without pasting back, outside of the opened boxes.

@@ -13,10 +13,11 @@ from transformers import (
     CLIPVisionConfig,
 )
 
+from diffusers_groundavideo.spriteworld import mini_checkpoint
 from small_checkpoint import build_tokenizer
 
 
-TRAINED = Path(__file__).parents[2] / "examples" / "train_spriteworld" / "finished"
+TRAINED_CLIP = Path(__file__).parents[2] / "examples" / "train_spriteworld" / "finished" / "clip"
 
 
 def save_random_clip(folder: Path) -> Path:
@@ -52,8 +53,8 @@ def save_random_clip(folder: Path) -> Path:
 
 def save_sprite_clip(folder: Path) -> Path:
     """Trained on sprites: images of 64x64 and texts to 64 dimensions."""
-    tokenizer = CLIPTokenizer.from_pretrained(TRAINED / "tokenizer")
-    return _save(folder, CLIPModel.from_pretrained(TRAINED / "clip"), 64, tokenizer)
+    tokenizer = CLIPTokenizer.from_pretrained(mini_checkpoint() / "tokenizer")
+    return _save(folder, CLIPModel.from_pretrained(TRAINED_CLIP), 64, tokenizer)
 
 
 def _save(folder: Path, model: CLIPModel, side: int, tokenizer: CLIPTokenizer) -> Path:
