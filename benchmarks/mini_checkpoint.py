@@ -28,7 +28,9 @@ from diffusers_groundavideo import GroundAVideoPipeline, GroundedObject, Inflati
 from diffusers_groundavideo.annotators import ObjectDetector
 from diffusers_groundavideo.annotators.tracking import box_iou
 from diffusers_groundavideo.evaluation import found_sprites, masked_psnr, warp_error
+from diffusers_groundavideo.evaluation.benchmark import checkpoint_hash
 from diffusers_groundavideo.evaluation.inputs import box_region
+from diffusers_groundavideo.evaluation.methods import autoencoded, decoded
 from diffusers_groundavideo.evaluation.suite import KINDS, BenchmarkClip, benchmark_clip, clip_indices
 from diffusers_groundavideo.inversion import DDIMGrid, ddim_step
 from diffusers_groundavideo.pipeline import InversionMethod
@@ -44,6 +46,7 @@ from diffusers_groundavideo.spriteworld import (
     scene_caption,
 )
 from diffusers_groundavideo.spriteworld.judge import SpriteJudge, background_names
+from diffusers_groundavideo.video import to_uint8
 
 
 SUITE_SEED = 2_000_000
@@ -91,27 +94,6 @@ class Figure:
 # Measuring one clip
 
 
-def to_tensor(frames: np.ndarray) -> torch.Tensor:
-    """(F, H, W, 3) uint8 to (1, F, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(frames).movedim(-1, 1).float()[None] / 127.5 - 1
-
-
-def to_frames(pixels: torch.Tensor) -> np.ndarray:
-    """(1, F, 3, H, W) in [-1, 1] to (F, H, W, 3) uint8."""
-    return ((pixels[0] + 1) * 127.5).round().to(torch.uint8).movedim(1, -1).numpy()
-
-
-def to_uint8(frames: np.ndarray) -> np.ndarray:
-    """What the pipeline returns as `"np"`, in [0, 1], as uint8."""
-    return (frames * 255).round().astype(np.uint8)
-
-
-def reconstructed(pipe: GroundAVideoPipeline, frames: np.ndarray) -> np.ndarray:
-    """What the autoencoder makes of frames (F, H, W, 3) uint8."""
-    with torch.no_grad():
-        return to_frames(pipe.decode_latents(pipe.encode_video(to_tensor(frames))))
-
-
 def edit_clip(mini: Miniature, seed: int, edit: dict[str, Any], **others: Any) -> tuple[np.ndarray, np.ndarray]:
     """The edited clip as the pipeline returns it, and as it is without pasting back: (F, H, W, 3) uint8 both.
 
@@ -135,8 +117,7 @@ def edit_clip(mini: Miniature, seed: int, edit: dict[str, Any], **others: Any) -
         callback_on_step_end=keep_latents,
         **others,
     )
-    with torch.no_grad():
-        return to_uint8(result.frames[0]), to_frames(mini.pipe.decode_latents(last["latents"]))
+    return to_uint8(result.frames[0]), decoded(mini.pipe, last["latents"])
 
 
 def count_right(judge: SpriteJudge, frames: np.ndarray, clip: BenchmarkClip, chosen: list[int]) -> tuple[int, int]:
@@ -159,8 +140,8 @@ def drawn_ious(detector: ObjectDetector, frames: np.ndarray, boxes: np.ndarray, 
 
 def measure_autoencoder(mini: Miniature, index: int) -> Record:
     frames = render(random_scene(SCENE_SEED + index)).frames
-    decoded = reconstructed(mini.pipe, frames)
-    return {"psnr": [masked_psnr(frames[i : i + 1], decoded[i : i + 1]) for i in range(len(frames))]}
+    after = autoencoded(mini.pipe, frames)
+    return {"psnr": [masked_psnr(frames[i : i + 1], after[i : i + 1]) for i in range(len(frames))]}
 
 
 def measure_generation(mini: Miniature, index: int) -> Record:
@@ -193,7 +174,7 @@ def measure_generation(mini: Miniature, index: int) -> Record:
         rendered = render(scene)
         wanted = [item.name for item in scene.objects]
         (found,) = found_sprites(frames, rendered.boxes, mini.judge)
-        (best,) = found_sprites(reconstructed(pipe, rendered.frames), rendered.boxes, mini.judge)
+        (best,) = found_sprites(autoencoded(pipe, rendered.frames), rendered.boxes, mini.judge)
         right += sum(a == b for a, b in zip(found, wanted) if a)
         ceiling += sum(a == b for a, b in zip(best, wanted) if a)
         boxes += sum(name is not None for name in found)
@@ -207,7 +188,7 @@ def measure_generation(mini: Miniature, index: int) -> Record:
 def measure_editing(mini: Miniature, index: int) -> Record:
     clip = benchmark_clip(SUITE_SEED, index)
     frames, unpasted = edit_clip(mini, index, clip.arguments)
-    best = reconstructed(mini.pipe, clip.perfect.frames)
+    best = autoencoded(mini.pipe, clip.perfect.frames)
     closed = ~clip.opened_region(mini.pipe.vae_scale_factor)
     record: Record = {"kind": clip.kind, "edits": len(clip.changed)}
     for name, chosen in (("changed", clip.changed), ("kept", clip.kept)):
@@ -219,7 +200,7 @@ def measure_editing(mini: Miniature, index: int) -> Record:
         record["background_ceiling"] = background_names(best, seen).count(clip.target.background)
         record["frames"] = len(frames)
     else:
-        autoencoder = reconstructed(mini.pipe, clip.source.frames)
+        autoencoder = autoencoded(mini.pipe, clip.source.frames)
         record["background_psnr"] = masked_psnr(unpasted, clip.source.frames, clip.background_region)
         record["background_autoencoder_psnr"] = masked_psnr(autoencoder, clip.source.frames, clip.background_region)
         record["closed_psnr"] = masked_psnr(unpasted, clip.source.frames, closed)
@@ -273,7 +254,7 @@ def reconstruct_plainly(
                 predict(text=text.expand(num_frames, -1, -1)) - unconditional
             )
             latents = ddim_step(latents, noise_pred, grid.alphas[i], grid.previous_alphas[i])
-        return to_frames(pipe.decode_latents(latents[None]))
+        return decoded(pipe, latents[None])
 
 
 def inverted_region(grounding: VideoGrounding, frames: np.ndarray, cell: int) -> np.ndarray:
@@ -290,7 +271,7 @@ def measure_reconstruction(mini: Miniature, index: int) -> Record:
     pipe, guidance = mini.pipe, mini.reconstruction_guidance
     steps = mini.settings["num_inference_steps"]
     opened = inverted_region(clip.grounding, clip.source.frames, pipe.vae_scale_factor)
-    autoencoder = reconstructed(pipe, clip.source.frames)
+    autoencoder = autoencoded(pipe, clip.source.frames)
     arguments = clip.arguments | {"prompt": clip.source_prompt}
     record: Record = {}
     for method in INVERSION_METHODS:
@@ -491,13 +472,6 @@ def measured(path: Path, section: Section, mini: Miniature, count: int) -> list[
     return records
 
 
-def weights_hash(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.safetensors")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
 def as_markdown(figures: list[Figure]) -> str:
     lines = ["| figure | measured | aim | on |", "| --- | ---: | ---: | --- |"]
     lines += [f"| {f.name} | {f.text} | {f.aim} | {f.measured_on} |" for f in figures]
@@ -521,7 +495,7 @@ def main() -> None:
     pipe.set_progress_bar_config(disable=True)
     detector = ObjectDetector.from_pretrained(mini_detector())
     mini = Miniature(pipe, SpriteJudge.from_pretrained(), detector, settings, args.reconstruction_guidance_scale)
-    weights = weights_hash(args.checkpoint)
+    weights = checkpoint_hash(args.checkpoint)
     everything = {"weights": weights, "settings": settings, "reconstruction": args.reconstruction_guidance_scale}
     # Records of other weights or settings are no part of the result.
     run = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:12]

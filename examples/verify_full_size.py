@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 
 from diffusers_groundavideo import GroundAVideoPipeline, VideoGrounding
 from diffusers_groundavideo.inversion import model_fingerprint
-from diffusers_groundavideo.video import Clip, read_clip, side_by_side, write_clip
+from diffusers_groundavideo.video import Clip, read_clip, side_by_side, to_uint8, write_clip
 
 
 @dataclass
@@ -219,7 +219,7 @@ def main() -> int:
     args.report.mkdir(parents=True, exist_ok=True)
     (args.report / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     (args.report / "report.md").write_text(as_markdown(report), encoding="utf-8")
-    edited = (np.nan_to_num(runs[0].frames) * 255).round().astype(np.uint8)
+    edited = to_uint8(np.nan_to_num(runs[0].frames))
     write_clip(args.report / "edit.mp4", side_by_side([clip.frames, edited], ["before", "after"]), clip.fps)
     print(as_markdown(report))
     return int(not all(check.passed for check in checks))

@@ -1,4 +1,5 @@
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,18 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 def components() -> dict[str, Any]:
     """All components of a small pipeline, ControlNet included, new for every test: a test may change their weights."""
     return build_components()
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever asks for a connection fails."""
+
+    def refuse(*arguments: Any, **keywords: Any) -> None:
+        raise AssertionError(f"a socket was opened: {arguments} {keywords}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
 @pytest.fixture(scope="session")

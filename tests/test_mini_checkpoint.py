@@ -13,12 +13,12 @@ from mini_checkpoint import (
     inverted_region,
     measure_generation,
     reconstruct_plainly,
-    reconstructed,
 )
 
 from diffusers_groundavideo import GroundAVideoPipeline, Inflation, InvertedClip, VideoGrounding
 from diffusers_groundavideo.annotators import ObjectDetector
 from diffusers_groundavideo.evaluation import edit_accuracy, masked_psnr
+from diffusers_groundavideo.evaluation.methods import autoencoded
 from diffusers_groundavideo.evaluation.suite import KINDS, BenchmarkClip, benchmark_clip
 from diffusers_groundavideo.spriteworld import (
     MINI_SETTINGS,
@@ -185,7 +185,7 @@ def test_null_text_optimisation_reconstructs_better_than_ddim(mini: Miniature, r
     edit: dict[str, Any] = edit_arguments(frame, frame)
     grounding = VideoGrounding.from_dict(edit["grounding"])
     opened = inverted_region(grounding, edit["video"], mini.pipe.vae_scale_factor)
-    autoencoder = reconstructed(mini.pipe, edit["video"])
+    autoencoder = autoencoded(mini.pipe, edit["video"])
     psnr = {}
     for method in ("ddim", "null-text"):
         inverted = mini.pipe.invert(

@@ -657,7 +657,7 @@ def position_net_inputs(
 
 
 FrameAttention = Literal["cross-frame", "first-frame", "sparse-causal", "per-frame"]
-GatedAttention = Literal["own-grounding", "cross-frame", "first-frame", "sparse-causal", "per-frame"]
+GatedAttention = Literal["own-grounding", FrameAttention]
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from .grounding import MAX_OBJECTS
 
 
 FrameAttention = Literal["cross-frame", "first-frame", "sparse-causal", "per-frame"]
-GatedAttention = Literal["own-grounding", "cross-frame", "first-frame", "sparse-causal", "per-frame"]
+GatedAttention = Literal["own-grounding", FrameAttention]
 
 
 @dataclass(frozen=True)

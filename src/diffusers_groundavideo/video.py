@@ -66,6 +66,11 @@ def check_frames(frames: np.ndarray, name: str = "frames") -> None:
         )
 
 
+def to_uint8(frames: np.ndarray) -> np.ndarray:
+    """Frames in [0, 1] of any shape, as the pipeline returns them with `output_type="np"`, as uint8."""
+    return (frames * 255).round().astype(np.uint8)
+
+
 def read_clip(path: str | Path, start: int = 0, stride: int = 1, max_frames: int | None = None) -> Clip:
     """Reads a clip from a video file, a gif or a folder of frames, at the size it is stored in.
 

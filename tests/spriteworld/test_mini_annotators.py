@@ -4,7 +4,6 @@ The figures of their whole evaluations come from the training scripts' `--evalua
 """
 
 import re
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,13 +42,7 @@ from train_detector import detection_figures, tracking_figures  # noqa: E402
 SEEDS = range(7_000_000_000_000, 7_000_000_000_024)
 
 
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: Any, **keywords: Any) -> None:
-        raise AssertionError(f"a socket was opened: {arguments} {keywords}")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+pytestmark = pytest.mark.usefixtures("no_network")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from ..video import Clip, draw_boxes, read_clip, side_by_side, write_clip
+from ..video import Clip, draw_boxes, read_clip, side_by_side, to_uint8, write_clip
 from .annotate import ClipReader, parse_objects
 from .running import Run, console
 
@@ -95,7 +95,7 @@ def demo(
                 **conditions,
                 **MINI_SETTINGS,
             )
-        edited = (np.asarray(result.frames)[0] * 255).round().astype(np.uint8)
+        edited = to_uint8(np.asarray(result.frames)[0])
         perfect = render(target)
         for row in _findings(judge, edited, source.frames, scene, target, rendered, perfect):
             table.add_row(scene_caption(target), *row)

@@ -23,6 +23,19 @@ def check_mask(mask: np.ndarray, shape: tuple[int, ...], name: str = "region") -
         raise ValueError(f"`{name}` has to be bool of shape {shape}, but is {mask.dtype} of shape {mask.shape}.")
 
 
+def compared_region(a: np.ndarray, b: np.ndarray, region: np.ndarray | None) -> np.ndarray:
+    """The pixels that count when two clips are compared, (F, H, W) bool: `region`, or all of them.
+
+    Raises:
+        `ValueError`: If the two are not clips of one shape, or the region is not boolean and of theirs.
+    """
+    check_pair(a, b)
+    if region is None:
+        return np.ones(a.shape[:3], dtype=bool)
+    check_mask(region, a.shape[:3])
+    return region
+
+
 def check_boxes(boxes: np.ndarray, num_frames: int, num_objects: int | None = None) -> None:
     """Raises a `ValueError` if the boxes are not (num_frames, N, 4), with `num_objects` of them if that is given, or
     if one is neither NaN nor `0 <= x0 < x1 <= 1`, `0 <= y0 < y1 <= 1`."""

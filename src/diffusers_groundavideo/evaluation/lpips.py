@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from ..extras import import_from_extra
-from .inputs import check_mask, check_pair, pasted_outside, to_images
+from .inputs import compared_region, pasted_outside, to_images
 
 
 # Below these, the last layers have no output.
@@ -54,10 +54,7 @@ def masked_lpips(
     >>> masked_lpips(a, b, left) > 0, masked_lpips(a, b, ~left)
     (True, 0.0)
     """
-    check_pair(a, b)
-    if region is None:
-        region = np.ones(a.shape[:3], dtype=bool)
-    check_mask(region, a.shape[:3])
+    region = compared_region(a, b, region)
     if net not in _MIN_SIDE:
         raise ValueError(f"`net` has to be one of {', '.join(_MIN_SIDE)}, but is {net!r}.")
     if min(a.shape[1:3]) < _MIN_SIDE[net]:

@@ -18,6 +18,7 @@ from ..attention import Inflation
 from ..grounding import GroundedObject, VideoGrounding
 from ..inversion import InvertedClip
 from ..pipeline import GroundAVideoPipeline, InversionMethod
+from ..video import to_uint8
 from .suite import BenchmarkClip
 from .wrong_groundings import DISTURBANCES
 
@@ -231,6 +232,19 @@ def select_methods(names: Sequence[str]) -> list[Method]:
     return [METHODS[name] for name in dict.fromkeys(chosen)]
 
 
+@torch.no_grad()
+def decoded(pipe: GroundAVideoPipeline, latents: torch.Tensor) -> np.ndarray:
+    """(F, H, W, 3) uint8 of the latents of one clip, (1, F, C, h, w)."""
+    pixels = pipe.decode_latents(latents).transpose(1, 2)
+    return to_uint8(pipe.video_processor.postprocess_video(pixels, "np")[0])
+
+
+@torch.no_grad()
+def autoencoded(pipe: GroundAVideoPipeline, frames: np.ndarray) -> np.ndarray:
+    """What the autoencoder makes of a clip, (F, H, W, 3) uint8 both."""
+    return decoded(pipe, pipe.encode_video(pipe.preprocess_video(frames)))
+
+
 class ClipEditor:
     """Edits one clip with any number of methods; what several of them need is done once.
 
@@ -290,15 +304,11 @@ class ClipEditor:
         start = time.perf_counter()
         (frames, *_), _ = self.pipe(**arguments, callback_on_step_end=after_step, return_dict=False)
         seconds |= {"denoising": denoised - start, "decoding": time.perf_counter() - denoised}
-        return Edit((frames * 255).round().astype(np.uint8), seconds)
+        return Edit(to_uint8(frames), seconds)
 
     def ceiling(self) -> np.ndarray:
         """The perfect edit through the autoencoder, (F, H, W, 3) uint8: what a method is at best where it edits."""
-        pixels = self.pipe.preprocess_video(self.clip.perfect.frames)
-        with torch.no_grad():
-            decoded = self.pipe.decode_latents(self.pipe.encode_video(pixels))
-        frames = self.pipe.video_processor.postprocess_video(decoded.transpose(1, 2), "np")[0]
-        return (frames * 255).round().astype(np.uint8)
+        return autoencoded(self.pipe, self.clip.perfect.frames)
 
     @property
     def _seed(self) -> list[int]:

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from .inputs import check_mask, check_pair
+from .inputs import compared_region
 
 
 def masked_psnr(a: np.ndarray, b: np.ndarray, region: np.ndarray | None = None) -> float:
@@ -36,10 +36,7 @@ def masked_psnr(a: np.ndarray, b: np.ndarray, region: np.ndarray | None = None) 
     >>> round(masked_psnr(a, b, left), 3), masked_psnr(a, b, ~left)
     (28.131, inf)
     """
-    check_pair(a, b)
-    if region is None:
-        region = np.ones(a.shape[:3], dtype=bool)
-    check_mask(region, a.shape[:3])
+    region = compared_region(a, b, region)
     if not region.any():
         return math.nan
     error = float(np.mean((a[region].astype(np.float64) - b[region]) ** 2))

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ..extras import import_from_extra
-from .inputs import check_mask, check_pair, pasted_outside
+from .inputs import compared_region, pasted_outside
 
 
 # Half the width of torchmetrics' window, by which it reflects the border.
@@ -44,10 +44,7 @@ def masked_ssim(a: np.ndarray, b: np.ndarray, region: np.ndarray | None = None) 
     >>> masked_ssim(a, b, left) < 0.9, masked_ssim(a, b, ~left)
     (True, 1.0)
     """
-    check_pair(a, b)
-    if region is None:
-        region = np.ones(a.shape[:3], dtype=bool)
-    check_mask(region, a.shape[:3])
+    region = compared_region(a, b, region)
     if min(a.shape[1:3]) <= _REACH:
         raise ValueError(f"`a` and `b` have to be at least {_REACH + 1} pixels high and wide, but are {a.shape}.")
     if not region.any():
