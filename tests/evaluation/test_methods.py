@@ -197,3 +197,15 @@ def test_methods_are_selected_by_name_and_by_set_each_once():
 def test_an_unknown_method_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match="called magic; the methods are ours, published, .* sets of them default"):
         select_methods(["ours", "magic"])
+
+
+def test_weighted_gating_of_exact_boxes_changes_nothing(clip, editor, ours):
+    method = Method("", "", weighted_gating=True)
+    np.testing.assert_array_equal(edit(editor, method).frames, ours.frames)
+
+
+def test_weighted_gating_asks_less_for_what_is_less_certain(editor):
+    plain, weighted = (edit(editor, METHODS[f"grounding-shifted-0.15{name}"]).frames for name in ("", "-weighted"))
+    assert (plain != weighted).any()
+    # The model is left as it was found.
+    np.testing.assert_array_equal(plain, edit(editor, METHODS["grounding-shifted-0.15"]).frames)

@@ -5,8 +5,10 @@ import torch
 from diffusers_groundavideo.evaluation.suite import KINDS, benchmark_clip
 from diffusers_groundavideo.evaluation.wrong_groundings import (
     DISTURBANCES,
+    confidences,
     dropped,
     jittered,
+    masked,
     scaled,
     shifted,
     smoothed,
@@ -90,6 +92,31 @@ def test_smoothing_brings_jittered_boxes_nearer_to_the_exact_ones(clip, rng):
 def test_smoothing_fills_in_what_was_dropped(clip, rng):
     wrong = smoothed(dropped(clip, rng, 0.5), 8)
     np.testing.assert_allclose(boxes_of(wrong), boxes_of(clip.grounding), atol=0.02)
+
+
+def test_masks_open_what_the_source_shows_whatever_the_boxes_say(clip, rng):
+    wrong = masked(clip, rng, lambda clip, rng: shifted(clip, rng, 0.15))
+    assert wrong is not None
+    opened = wrong.edit_mask(8, 64, 64)[:, 0].numpy() == 0
+    np.testing.assert_array_equal(opened, clip.source.full_masks[:, clip.changed].any(axis=1))
+    np.testing.assert_array_equal(boxes_of(wrong), boxes_of(shifted(clip, np.random.default_rng(0), 0.15)))
+
+
+def test_what_is_new_has_no_mask(rng):
+    assert masked(benchmark_clip(5, KINDS.index("addition")), rng) is None
+
+
+def test_confidence_is_the_overlap_with_the_exact_box(clip, rng):
+    np.testing.assert_allclose(confidences(clip, clip.grounding), 1)
+    grown = confidences(clip, scaled(clip, rng, 1.2))
+    inside = (boxes_of(scaled(clip, rng, 1.2)) % 1 > 0).all(-1)
+    np.testing.assert_allclose(grown[inside], 1 / 1.2**2, rtol=1e-4)
+    assert inside.any()
+
+
+def test_a_box_that_is_not_there_is_not_doubted(clip, rng):
+    wrong = dropped(clip, rng, 1.0)
+    np.testing.assert_allclose(confidences(clip, wrong), 1)
 
 
 @pytest.mark.parametrize("kind", ["leaving", "kept-object", "background-swap"])

@@ -5,7 +5,8 @@ So all of them share checkpoint, clip, prompts, noise and code, and differ in no
 
 import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -20,7 +21,7 @@ from ..inversion import InvertedClip
 from ..pipeline import GroundAVideoPipeline, InversionMethod
 from ..video import to_uint8
 from .suite import BenchmarkClip
-from .wrong_groundings import DISTURBANCES
+from .wrong_groundings import DISTURBANCES, confidences
 
 
 WHOLE_FRAME = (0.0, 0.0, 1.0, 1.0)
@@ -60,6 +61,7 @@ class Method:
         grounded: Whether the model sees the groundings in the edit; without them the whole frame is open.
         strength: Of SDEdit, in (0, 1]: the share of the steps that is denoised.
         disturbance: Of `DISTURBANCES`, what is wrong with the groundings.
+        weighted_gating: Whether each grounding token of the edit is mixed with the empty one by how wrong its box is.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Method:
     grounded: bool = True
     strength: float = 1.0
     disturbance: str | None = None
+    weighted_gating: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,6 +192,15 @@ _ALL: tuple[Method, ...] = (
         call={"inflation": _PER_FRAME, "conditioning_frames": None, **_NO_FLOW},
     ),
     *(Method(f"grounding-{name}", f"wrong groundings: {name}", disturbance=name) for name in DISTURBANCES),
+    *(
+        Method(
+            f"grounding-{name}-weighted",
+            f"wrong groundings: {name}; every token weighted by the IoU of its box with the exact one",
+            disturbance=name,
+            weighted_gating=True,
+        )
+        for name in ("shifted-0.15", "jittered")
+    ),
 )
 
 METHODS: Mapping[str, Method] = {method.name: method for method in _ALL}
@@ -211,7 +223,7 @@ METHOD_SETS: Mapping[str, tuple[str, ...]] = {
         *("null-text-unmodulated", "inversion-all-open", "no-inpainting", "no-paste-back", "all-boxes-open"),
         *("no-controlnet", "gate-0.3", "gate-0.5", "all-off"),
     ),
-    "groundings": ("ours", *(f"grounding-{name}" for name in DISTURBANCES)),
+    "groundings": ("ours", *(method.name for method in _ALL if method.disturbance is not None)),
     "all": tuple(METHODS),
 }
 
@@ -301,8 +313,10 @@ class ClipEditor:
             denoised = time.perf_counter()
             return {} if on_step is None else on_step(step)
 
+        weights = confidences(self.clip, grounding) if method.weighted_gating else None
         start = time.perf_counter()
-        (frames, *_), _ = self.pipe(**arguments, callback_on_step_end=after_step, return_dict=False)
+        with _weighted_gating(self.pipe.unet.position_net, weights):
+            (frames, *_), _ = self.pipe(**arguments, callback_on_step_end=after_step, return_dict=False)
         seconds |= {"denoising": denoised - start, "decoding": time.perf_counter() - denoised}
         return Edit(to_uint8(frames), seconds)
 
@@ -391,6 +405,27 @@ class ClipEditor:
             return scheduler.add_noise(source, noise, scheduler.timesteps[step])
 
         return noised(0), lambda step: {"latents": noised(step + 1)} if step < skipped else {}
+
+
+@contextmanager
+def _weighted_gating(position_net: torch.nn.Module, weights: np.ndarray | None) -> Iterator[None]:
+    """Mixes the grounding tokens with the empty one: `weights`, (F, N) in [0, 1], is the share of each token."""
+    if weights is None:
+        yield
+        return
+
+    def weigh(
+        module: torch.nn.Module, args: tuple[()], kwargs: dict[str, torch.Tensor]
+    ) -> tuple[tuple[()], dict[str, torch.Tensor]]:
+        masks = kwargs["masks"].clone()
+        masks[:, : weights.shape[1]] *= torch.from_numpy(weights).to(masks)
+        return args, {**kwargs, "masks": masks}
+
+    hook = position_net.register_forward_pre_hook(weigh, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _steps(steps: int, multiple: Fraction) -> int:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import torch
 
 from ..annotators import Detection, track_detections
 from ..grounding import Box, GroundedObject, VideoGrounding
@@ -125,19 +126,48 @@ def _then_smoothed(clip: BenchmarkClip, rng: np.random.Generator, disturb: Distu
     return smoothed(disturbed, clip.scene.num_frames)
 
 
+def masked(clip: BenchmarkClip, rng: np.random.Generator, disturb: Disturbance | None = None) -> VideoGrounding | None:
+    """The exact masks of what is changed say what is open; the boxes, exact or disturbed, ground the phrases alone.
+
+    What is new has no mask in the source and opens its box. `None` if nothing else is edited.
+    """
+    grounding = clip.grounding if disturb is None else disturb(clip, rng)
+    assert grounding is not None
+    objects = list(grounding.objects)
+    seen = [index for index in clip.changed if clip.scene.objects[index].name is not None]
+    for index in seen:
+        objects[index] = replace(objects[index], masks=clip.source.full_masks[:, index])
+    return VideoGrounding(objects) if seen else None
+
+
+def confidences(clip: BenchmarkClip, grounding: VideoGrounding) -> np.ndarray:
+    """(F, N) in [0, 1]: how far each box of a disturbed grounding is right, its intersection over union with the exact
+    one; 1 where there is no box. More than a detector can know of its boxes."""
+    num_frames = clip.scene.num_frames
+    (exact, _), (found, there) = (one.frame_boxes(num_frames) for one in (clip.grounding, grounding))
+    low, high = torch.maximum(exact[..., :2], found[..., :2]), torch.minimum(exact[..., 2:], found[..., 2:])
+    overlap = (high - low).clamp(min=0).prod(-1)
+    areas = [(boxes[..., 2:] - boxes[..., :2]).prod(-1) for boxes in (exact, found)]
+    return torch.where(there, overlap / (areas[0] + areas[1] - overlap).clamp(min=1e-9), 1.0).numpy()
+
+
 _JITTERED: Disturbance = partial(jittered, deviation=0.04)
 _DROPPED: Disturbance = partial(dropped, share=0.3)
+_SHIFTED: Disturbance = partial(shifted, distance=0.15)
 
 # By name, as methods and reports call them.
 DISTURBANCES: Mapping[str, Disturbance] = {
     "shifted-0.05": partial(shifted, distance=0.05),
-    "shifted-0.15": partial(shifted, distance=0.15),
+    "shifted-0.15": _SHIFTED,
+    "shifted-0.15-masks": partial(masked, disturb=_SHIFTED),
     "scaled-0.7": partial(scaled, factor=0.7),
     "scaled-1.4": partial(scaled, factor=1.4),
     "dropped": _DROPPED,
     "dropped-smoothed": partial(_then_smoothed, disturb=_DROPPED),
     "jittered": _JITTERED,
     "jittered-smoothed": partial(_then_smoothed, disturb=_JITTERED),
+    "jittered-masks": partial(masked, disturb=_JITTERED),
+    "masks": masked,
     "swapped": swapped,
     "wrong-phrase": wrong_phrase,
 }
