@@ -20,16 +20,30 @@ from diffusers_groundavideo.evaluation.report import (
     group_table,
     load_records,
     method_table,
+    pair_table,
     seconds_table,
     write_report,
 )
 
 
+# What one part does on top of another; each is shown if a run has both.
+PAIRS = (
+    ("inversion-null-text", "null-text-unmodulated"),
+    ("published-null-text", "published"),
+    ("grounding-dropped-smoothed", "grounding-dropped"),
+    ("grounding-jittered-smoothed", "grounding-jittered"),
+    ("grounding-jittered-masks", "grounding-jittered"),
+    ("grounding-jittered-weighted", "grounding-jittered"),
+    ("grounding-shifted-0.15-masks", "grounding-shifted-0.15"),
+    ("grounding-shifted-0.15-weighted", "grounding-shifted-0.15"),
+    ("grounding-masks", "ours"),
+)
 TABLES: dict[str, Callable[[Sequence[Record]], str]] = {
     "run": describe_run,
     "descriptions": describe_methods,
     "methods": method_table,
     "differences": difference_table,
+    "pairs": lambda records: pair_table(records, PAIRS),
     "kinds": lambda records: group_table(records, "kind"),
     "edits": lambda records: group_table(records, "num_edits"),
     "backgrounds": lambda records: group_table(records, "background"),

@@ -16,6 +16,7 @@ from diffusers_groundavideo.evaluation.report import (
     group_table,
     load_records,
     method_table,
+    pair_table,
     paired_difference,
     seconds_table,
     write_report,
@@ -143,6 +144,12 @@ def test_a_difference_is_bold_where_its_interval_excludes_zero():
     assert name == "published"
     assert accuracy == "**+9.6 [+8.9, +10.4]**"
     assert psnr == "+0.00 [+0.00, +0.00]"
+
+
+def test_a_pair_is_shown_if_both_of_it_were_measured():
+    rows = pair_table(made_up_records(), [("published", "ours"), ("ours", "sdedit")]).splitlines()[2:]
+    assert len(rows) == 1
+    assert rows[0].startswith("| published minus ours | **-9.6 [-10.4, -8.9]** |")
 
 
 def test_groups_have_their_own_means():

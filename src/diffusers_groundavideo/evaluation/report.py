@@ -183,17 +183,28 @@ def method_table(records: Sequence[Record], metrics: Sequence[Metric] = METRICS)
 
 def difference_table(records: Sequence[Record], method: str = OURS, metrics: Sequence[Metric] = MAIN_METRICS) -> str:
     """Markdown: `method` minus each other one on the clips that both edited; bold where the interval excludes 0."""
-    rows = []
-    for other in _methods(records):
-        if other == method:
-            continue
-        cells = []
-        for metric in metrics:
-            value = paired_difference(records, method, other, metric)
-            cell = _cell(value, metric, signed=True)
-            cells.append(f"**{cell}**" if value is not None and _excludes_zero(value) else cell)
-        rows.append([other, *cells])
+    others = [other for other in _methods(records) if other != method]
+    rows = ([other, *_difference_cells(records, method, other, metrics)] for other in others)
     return _table([f"{method} minus", *(f"{metric.label} {_arrow(metric)}" for metric in metrics)], rows)
+
+
+def pair_table(
+    records: Sequence[Record], pairs: Sequence[tuple[str, str]], metrics: Sequence[Metric] = MAIN_METRICS
+) -> str:
+    """Markdown: the first method of each pair minus the second, as in [`difference_table`]; pairs with a method that
+    there are no records of are left out."""
+    known = [pair for pair in pairs if set(pair) <= set(_methods(records))]
+    rows = ([f"{one} minus {other}", *_difference_cells(records, one, other, metrics)] for one, other in known)
+    return _table(["difference", *(f"{metric.label} {_arrow(metric)}" for metric in metrics)], rows)
+
+
+def _difference_cells(records: Sequence[Record], method: str, other: str, metrics: Sequence[Metric]) -> list[str]:
+    cells = []
+    for metric in metrics:
+        value = paired_difference(records, method, other, metric)
+        cell = _cell(value, metric, signed=True)
+        cells.append(f"**{cell}**" if value is not None and _excludes_zero(value) else cell)
+    return cells
 
 
 def _excludes_zero(value: Estimate) -> bool:
