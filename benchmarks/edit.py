@@ -116,7 +116,7 @@ def main() -> None:
         )
         moving = relative_motion_mask(flow, *inverted.noise_latents.shape[-2:])
         latents = smooth_latents(inverted.noise_latents, moving)[None]
-        inflation = Inflation(gated_attention="cross-frame")
+        inflation = Inflation.published()
         return edit("squirrel", latents=latents, open_all_boxes=True, inflation=inflation)
 
     def first_edit() -> tuple[Any, Any]:

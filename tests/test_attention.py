@@ -1,3 +1,4 @@
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,12 +24,14 @@ from diffusers_groundavideo.attention import (
 
 
 NUM_CLIPS, NUM_FRAMES, TOKENS, CHANNELS, HEADS = 2, 4, 5, 24, 3
+# All that an edit can install.
+EVERYTHING = Inflation(group_norm=True)
 
 # Which frames the queries of frame i look at.
 SEEN = {
     CrossFrameAttnProcessor: lambda i: [0, 1, 2, 3],
     FirstFrameAttnProcessor: lambda i: [0],
-    SparseCausalAttnProcessor: lambda i: [0, max(i - 1, 0)],
+    SparseCausalAttnProcessor: lambda i: [0, i - 1] if i > 1 else [0],
     PerFrameAttnProcessor: lambda i: [i],
 }
 
@@ -58,37 +61,66 @@ def cross_attn() -> Attention:
         return Attention(query_dim=CHANNELS, cross_attention_dim=16, heads=HEADS, dim_head=8).eval()
 
 
-def plain_attention(attn: Attention, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+def plain_attention(
+    attn: Attention, queries: torch.Tensor, keys: torch.Tensor, sharpness: float = 1.0
+) -> torch.Tensor:
     """Softmax attention written out: (queries, channels) over (keys, channels)."""
     heads = []
     for head in range(attn.heads):
         part = slice(head * 8, (head + 1) * 8)
         q, k, v = (layer(x)[:, part] for layer, x in ((attn.to_q, queries), (attn.to_k, keys), (attn.to_v, keys)))
-        heads.append((q @ k.T / 8**0.5).softmax(dim=-1) @ v)
+        heads.append((sharpness * q @ k.T / 8**0.5).softmax(dim=-1) @ v)
     return attn.to_out[0](torch.cat(heads, dim=-1)) / attn.rescale_output_factor
 
 
+@pytest.mark.parametrize("entropy_scaling", [False, True])
 @pytest.mark.parametrize("processor_class", SEEN, ids=lambda c: c.__name__)
 def test_self_attention_is_that_over_the_frames_in_a_row(
-    attn: Attention, processor_class: type[CrossFrameAttnProcessor]
+    attn: Attention, processor_class: type[CrossFrameAttnProcessor], entropy_scaling: bool
 ) -> None:
     hidden_states = random(NUM_CLIPS * NUM_FRAMES, TOKENS, CHANNELS)
-    attn.set_processor(processor_class(NUM_FRAMES))
+    attn.set_processor(processor_class(NUM_FRAMES, entropy_scaling))
     result = attn(hidden_states)
     for clip, clip_result in zip(hidden_states.split(NUM_FRAMES), result.split(NUM_FRAMES)):
         for i in range(NUM_FRAMES):
             keys = torch.cat([clip[j] for j in SEEN[processor_class](i)])
-            torch.testing.assert_close(clip_result[i], plain_attention(attn, clip[i], keys), atol=1e-6, rtol=1e-5)
+            sharpness = (math.log(len(keys)) / math.log(TOKENS)) ** 0.5 if entropy_scaling else 1.0
+            expected = plain_attention(attn, clip[i], keys, sharpness)
+            torch.testing.assert_close(clip_result[i], expected, atol=1e-6, rtol=1e-5)
 
 
-def test_own_grounding_is_all_latents_and_the_frames_own_tokens_for_those_of_all(attn: Attention) -> None:
+@pytest.mark.parametrize("entropy_scaling", [False, True])
+def test_own_grounding_is_all_latents_and_the_frames_own_tokens_for_those_of_all(
+    attn: Attention, entropy_scaling: bool
+) -> None:
     clip = random(NUM_FRAMES, TOKENS + 3, CHANNELS)
-    attn.set_processor(OwnGroundingAttnProcessor(NUM_FRAMES, num_grounding_tokens=3))
+    attn.set_processor(OwnGroundingAttnProcessor(NUM_FRAMES, entropy_scaling, num_grounding_tokens=3))
     result = attn(clip)
     latents = clip[:, :TOKENS].flatten(0, 1)
     for i in range(NUM_FRAMES):
         keys = torch.cat([latents, *[clip[i, TOKENS:]] * NUM_FRAMES])
-        torch.testing.assert_close(result[i], plain_attention(attn, clip[i], keys), atol=1e-6, rtol=1e-5)
+        sharpness = (math.log(len(keys)) / math.log(TOKENS + 3)) ** 0.5 if entropy_scaling else 1.0
+        torch.testing.assert_close(result[i], plain_attention(attn, clip[i], keys, sharpness), atol=1e-6, rtol=1e-5)
+
+
+def test_scaling_keeps_the_share_of_the_entropy_that_attention_has() -> None:
+    # For normally distributed logits, for which it is exact in the limit of many keys.
+    queries, tokens = 64, 1024
+    logits = 1.5 * random(queries, NUM_FRAMES * tokens)
+    shares = []
+    for frames, scaling in ((1, False), (NUM_FRAMES, False), (NUM_FRAMES, True)):
+        processor = CrossFrameAttnProcessor(NUM_FRAMES, scaling)
+        sharpness = processor.sharpness(random(tokens, 1), random(frames * tokens, 1))
+        weights = (sharpness * logits[:, : frames * tokens]).softmax(1)
+        shares.append(-(weights * weights.log()).sum(1).mean() / math.log(frames * tokens))
+    one, plain, scaled = shares
+    assert plain > one + 0.02
+    torch.testing.assert_close(scaled, one, atol=4e-3, rtol=0)
+
+
+def test_frames_of_a_single_token_are_not_divided_by_its_logarithm(attn: Attention) -> None:
+    attn.set_processor(CrossFrameAttnProcessor(NUM_FRAMES, entropy_scaling=True))
+    assert attn(random(NUM_FRAMES, 1, CHANNELS)).isfinite().all()
 
 
 def test_own_grounding_is_cross_frame_where_all_frames_have_the_same_tokens(attn: Attention) -> None:
@@ -251,7 +283,7 @@ def test_keys_and_values_of_a_text_are_computed_once_a_clip(components: dict[str
         (unet, lambda: run(unet, sample, text)),
         (controlnet, lambda: run_controlnet(controlnet, sample[:, :4], text)),
     ):
-        with inflated(unet, [controlnet], NUM_FRAMES), recorded_inputs(model, projection) as shapes:
+        with inflated(unet, [controlnet], NUM_FRAMES, EVERYTHING), recorded_inputs(model, projection) as shapes:
             call()
         assert shapes and all(calls == [(NUM_CLIPS, 77, 32)] for calls in shapes.values())
 
@@ -262,7 +294,7 @@ def test_keys_and_values_of_the_frames_are_computed_once(components: dict[str, A
     sample, text = random(NUM_CLIPS * NUM_FRAMES, 9, 8, 8), random(NUM_CLIPS, 77, 32, seed=1)
     # Latents of 4 x 4 in 64 channels, and beside them the two grounding tokens.
     tokens = 16 + 2 * projection.startswith("fuser")
-    with inflated(unet, [], NUM_FRAMES), recorded_inputs(unet, projection) as shapes:
+    with inflated(unet, [], NUM_FRAMES, EVERYTHING), recorded_inputs(unet, projection) as shapes:
         run(unet, sample, text)
     assert shapes and all(calls == [(NUM_CLIPS, NUM_FRAMES, tokens, 64)] for calls in shapes.values())
 
@@ -274,7 +306,7 @@ def test_group_norm_takes_its_statistics_over_all_frames_of_a_clip(components: d
     norm.weight.copy_(random(norm.num_channels, seed=1))
     norm.bias.copy_(random(norm.num_channels, seed=2))
     frames = random(NUM_CLIPS * NUM_FRAMES, norm.num_channels, 4, 6) * torch.arange(1.0, 9.0)[:, None, None, None]
-    with inflated(unet, [], NUM_FRAMES):
+    with inflated(unet, [], NUM_FRAMES, EVERYTHING):
         result = norm(frames)
     clips = frames.unflatten(0, (NUM_CLIPS, NUM_FRAMES)).transpose(1, 2)
     expected = F.group_norm(clips, norm.num_groups, norm.weight, norm.bias, norm.eps).transpose(1, 2).flatten(0, 1)
@@ -286,7 +318,7 @@ def test_the_norm_at_the_entrance_of_a_transformer_stays_per_frame(components: d
     norm = components["unet"].mid_block.attentions[0].norm
     frames = random(NUM_FRAMES, norm.num_channels, 4, 4) * torch.arange(1.0, 5.0)[:, None, None, None]
     expected = norm(frames)
-    with inflated(components["unet"], [], NUM_FRAMES):
+    with inflated(components["unet"], [], NUM_FRAMES, EVERYTHING):
         assert torch.equal(norm(frames), expected)
 
 
@@ -296,7 +328,7 @@ def test_no_clip_of_a_batch_sees_another(components: dict[str, Any]) -> None:
     changed_sample, changed_text = sample.clone(), text.clone()
     changed_sample[NUM_FRAMES:] *= -3
     changed_text[1] *= -3
-    with inflated(unet, [controlnet], NUM_FRAMES):
+    with inflated(unet, [controlnet], NUM_FRAMES, EVERYTHING):
         before = [run(unet, sample, text), *run_controlnet(controlnet, sample[:, :4], text)]
         after = [run(unet, changed_sample, changed_text)]
         after += run_controlnet(controlnet, changed_sample[:, :4], changed_text)
@@ -310,7 +342,7 @@ def test_every_frame_of_a_clip_sees_the_others(components: dict[str, Any]) -> No
     sample, text = random(NUM_FRAMES, 9, 8, 8), random(1, 77, 32, seed=1)
     changed = sample.clone()
     changed[2] *= -1
-    for inflation in (Inflation(group_norm=False), Inflation("per-frame", "per-frame")):
+    for inflation in (Inflation(), Inflation("per-frame", "per-frame", group_norm=True)):
         with inflated(unet, [controlnet], NUM_FRAMES, inflation):
             differences = [run(unet, changed, text) - run(unet, sample, text)]
             differences.append(
@@ -326,7 +358,7 @@ def test_without_inflation_it_is_the_image_model(components: dict[str, Any]) -> 
     sample, text = random(NUM_CLIPS * NUM_FRAMES, 9, 8, 8), random(NUM_CLIPS, 77, 32, seed=1)
     repeated = text.repeat_interleave(NUM_FRAMES, dim=0)
     expected = [run(unet, sample, repeated), *run_controlnet(controlnet, sample[:, :4], repeated)]
-    inflation = Inflation("per-frame", "per-frame", modulated_cross_attention=False, group_norm=False)
+    inflation = Inflation("per-frame", "per-frame", modulated_cross_attention=False)
     with inflated(unet, [controlnet], NUM_FRAMES, inflation):
         result = [run(unet, sample, text), *run_controlnet(controlnet, sample[:, :4], text)]
     for one, other in zip(result, expected, strict=True):
@@ -349,6 +381,11 @@ def test_each_scheme_is_its_own(components: dict[str, Any], field: str, scheme: 
         with inflated(unet, [], NUM_FRAMES, inflation):
             results.append(run(unet, sample, text))
     assert (results[0] - results[1]).abs().max() > 1e-3
+
+
+def test_the_published_inflation_shares_all_there_is() -> None:
+    expected = Inflation("cross-frame", "cross-frame", True, group_norm=True, entropy_scaling=False)
+    assert Inflation.published() == expected
 
 
 def test_an_unknown_scheme_is_refused() -> None:
@@ -398,15 +435,15 @@ def test_everything_is_as_found_afterwards(models: list[Any], leaves_by: str) ->
     results = [run(unet, sample, text), *run_controlnet(controlnet, sample[:, :4], text)]
 
     if leaves_by == "exception":
-        with pytest.raises(KeyError), inflated(unet, [controlnet], NUM_FRAMES):
+        with pytest.raises(KeyError), inflated(unet, [controlnet], NUM_FRAMES, EVERYTHING):
             run(unet, sample, text[:1])
             raise KeyError
     elif leaves_by == "exception of the model":
-        with pytest.raises(RuntimeError), inflated(unet, [controlnet], NUM_FRAMES):
+        with pytest.raises(RuntimeError), inflated(unet, [controlnet], NUM_FRAMES, EVERYTHING):
             run(unet, sample[:, :4], text[:1])
     else:
         for num_frames in (NUM_FRAMES, 2)[: 1 + (leaves_by == "two in a row")]:
-            with inflated(unet, [controlnet], num_frames):
+            with inflated(unet, [controlnet], num_frames, EVERYTHING):
                 run(unet, sample, text[: NUM_FRAMES // num_frames])
 
     found = all_processors(*models)
@@ -425,7 +462,7 @@ def test_every_attention_and_both_models_are_inflated(components: dict[str, Any]
         "attn2": ModulatedCrossAttnProcessor,
         "attn": OwnGroundingAttnProcessor,
     }
-    with inflated(unet, [controlnet], NUM_FRAMES):
+    with inflated(unet, [controlnet], NUM_FRAMES, EVERYTHING):
         for model, kinds in ((unet, {"attn1", "attn2", "attn"}), (controlnet, {"attn1", "attn2"})):
             found = {
                 name.rpartition(".")[2]: type(module.processor)
@@ -441,7 +478,7 @@ def test_a_controlnet_that_serves_twice_is_restored(components: dict[str, Any]) 
     sample, text = random(NUM_CLIPS * NUM_FRAMES, 4, 8, 8), random(NUM_CLIPS, 77, 32, seed=1)
     results = []
     for controlnets in ([controlnet], [controlnet, controlnet]):
-        with inflated(unet, controlnets, NUM_FRAMES):
+        with inflated(unet, controlnets, NUM_FRAMES, EVERYTHING):
             results.append(run_controlnet(controlnet, sample, text))
         assert all(a is b for a, b in zip(all_processors(controlnet), processors, strict=True))
         assert all_hooks(controlnet) == hooks
@@ -451,7 +488,7 @@ def test_a_controlnet_that_serves_twice_is_restored(components: dict[str, Any]) 
 def test_what_fails_while_it_is_installed_is_undone(components: dict[str, Any]) -> None:
     unet = components["unet"]
     processors, hooks = all_processors(unet), all_hooks(unet)
-    with pytest.raises(AttributeError), inflated(unet, [None], NUM_FRAMES):
+    with pytest.raises(AttributeError), inflated(unet, [None], NUM_FRAMES, EVERYTHING):
         pass
     assert all(a is b for a, b in zip(all_processors(unet), processors, strict=True))
     assert all_hooks(unet) == hooks

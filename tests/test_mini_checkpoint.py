@@ -170,7 +170,7 @@ def test_generation_from_noise_puts_sprites_in_their_boxes(mini: Miniature) -> N
 
 def test_where_objects_cross_the_grounding_tokens_of_other_frames_do_harm(mini: Miniature) -> None:
     clip = suite_clip("crossing")
-    published = Inflation(gated_attention="cross-frame")
+    published = Inflation.published()
     background = {
         name: masked_psnr(
             edit_clip(mini, 0, clip.arguments, **arguments)[0], clip.source.frames, clip.background_region

@@ -26,7 +26,7 @@ FIXTURES = Path(__file__).parent / "fixtures" / "reference"
 FOLDER = Path(os.environ.get("GROUNDAVIDEO_REFERENCE_DIR", FIXTURES))
 
 BRANCHES = ("cond", "uncond")
-PUBLISHED = Inflation(gated_attention="cross-frame")
+PUBLISHED = Inflation.published()
 
 
 def reference_file(name: str) -> Path:
@@ -219,6 +219,7 @@ def test_denoising_gives_the_published_edit(reference):
         pytest.param(replace(PUBLISHED, group_norm=False), id="group norm not inflated"),
         pytest.param(replace(PUBLISHED, self_attention="per-frame"), id="self-attention per frame"),
         pytest.param(replace(PUBLISHED, gated_attention="per-frame"), id="gated attention per frame"),
+        pytest.param(replace(PUBLISHED, entropy_scaling=True), id="attention sharpened"),
     ],
 )
 def test_parity_is_lost_without_each_part_of_the_inflation(reference, inflation, branch):

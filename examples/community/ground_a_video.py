@@ -662,8 +662,10 @@ GatedAttention = Literal["own-grounding", FrameAttention]
 
 @dataclass(frozen=True)
 class Inflation:
-    """What the frames of a clip share during the edit. The defaults are Ground-A-Video with one change, to the gated
-    attention; the published model is `Inflation(gated_attention="cross-frame")`, the rest is for comparison.
+    """What the frames of a clip share during the edit.
+
+    The defaults are Ground-A-Video with three changes, each for the same reason: what an image model was trained with
+    is one frame. [`Inflation.published`] is without them, the rest is for comparison (benchmarks/RESULTS.md).
 
     Args:
         self_attention (`str`): Whose latents a frame's queries attend to in `attn1`: those of all frames
@@ -672,12 +674,15 @@ class Inflation:
             (`"per-frame"`).
         gated_attention (`str`): The same for GLIGEN's gated attention, whose keys also hold the grounding tokens; or
             the latents of all frames and the tokens of a frame's own (`"own-grounding"`). Ground-A-Video's cross-frame
-            gated attention is `"cross-frame"`, in which a phrase leaks to where its object is in other frames
-            (benchmarks/RESULTS.md).
+            gated attention is `"cross-frame"`, in which a phrase leaks to where its object is in other frames.
         modulated_cross_attention (`bool`): Whether in the unconditional branch a frame's queries attend to the null
             embeddings of all frames, not to its own alone. No difference without null-text optimisation.
         group_norm (`bool`): Whether the group norms of the ResNet blocks and of the UNet's output take their
-            statistics over all frames of a clip, as in the published model.
+            statistics over all frames of a clip, as in the published model, or each frame is normalised by itself.
+        entropy_scaling (`bool`): Whether attention to several frames is sharpened so that it spreads no wider than
+            within one: logits are multiplied by `sqrt(log(keys) / log(tokens of a frame))` (Jin et al., "Training-free
+            Diffusion Model Adaptation for Variable-Sized Text-to-Image Synthesis", NeurIPS 2023, section 3.2, there
+            for larger pictures). Published models attend without.
 
     Raises:
         `ValueError`: If an attention scheme is unknown.
@@ -686,7 +691,13 @@ class Inflation:
     self_attention: FrameAttention = "cross-frame"
     gated_attention: GatedAttention = "own-grounding"
     modulated_cross_attention: bool = True
-    group_norm: bool = True
+    group_norm: bool = False
+    entropy_scaling: bool = True
+
+    @classmethod
+    def published(cls) -> "Inflation":
+        """Ground-A-Video as published."""
+        return cls(gated_attention="cross-frame", group_norm=True, entropy_scaling=False)
 
     def __post_init__(self) -> None:
         for name, schemes in (("self_attention", FrameAttention), ("gated_attention", GatedAttention)):
@@ -703,10 +714,12 @@ class CrossFrameAttnProcessor:
 
     Args:
         num_frames (`int`): Frames of a clip.
+        entropy_scaling (`bool`): As in [`Inflation`].
     """
 
-    def __init__(self, num_frames: int) -> None:
+    def __init__(self, num_frames: int, entropy_scaling: bool = False) -> None:
         self.num_frames = num_frames
+        self.entropy_scaling = entropy_scaling
 
     def __call__(
         self,
@@ -736,8 +749,16 @@ class CrossFrameAttnProcessor:
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
         """Attention of `query` (clips, frames, tokens, channels) over `key` and `value` of the same form."""
-        attended = _attention(query.flatten(1, 2), key.flatten(1, 2), value.flatten(1, 2), heads)
+        key, value = key.flatten(1, 2), value.flatten(1, 2)
+        attended = _attention(query.flatten(1, 2), key, value, heads, self.sharpness(query, key))
         return attended.unflatten(1, query.shape[1:3])
+
+    def sharpness(self, query: torch.Tensor, key: torch.Tensor) -> float:
+        """The factor on the logits of `query` (..., tokens of a frame, channels) and `key` (..., keys, channels)."""
+        if not self.entropy_scaling:
+            return 1.0
+        # The logarithm of a single token would be 0.
+        return math.sqrt(math.log(max(key.shape[-2], 2)) / math.log(max(query.shape[-2], 2)))
 
 
 class FirstFrameAttnProcessor(CrossFrameAttnProcessor):
@@ -755,7 +776,8 @@ class SparseCausalAttnProcessor(CrossFrameAttnProcessor):
         for frame in range(self.num_frames):
             # Frames 0 and 1 have only the first one to look back at: naming it twice would change nothing.
             seen = [0] if frame <= 1 else [0, frame - 1]
-            frames.append(_attention(query[:, frame], key[:, seen].flatten(1, 2), value[:, seen].flatten(1, 2), heads))
+            keys, values = key[:, seen].flatten(1, 2), value[:, seen].flatten(1, 2)
+            frames.append(_attention(query[:, frame], keys, values, heads, self.sharpness(query, keys)))
         return torch.stack(frames, dim=1)
 
 
@@ -776,11 +798,14 @@ class OwnGroundingAttnProcessor(CrossFrameAttnProcessor):
 
     Args:
         num_frames (`int`): Frames of a clip.
+        entropy_scaling (`bool`): As in [`Inflation`].
         num_grounding_tokens (`int`): Tokens at the end of the input that are no latents.
     """
 
-    def __init__(self, num_frames: int, num_grounding_tokens: int = MAX_OBJECTS) -> None:
-        super().__init__(num_frames)
+    def __init__(
+        self, num_frames: int, entropy_scaling: bool = False, num_grounding_tokens: int = MAX_OBJECTS
+    ) -> None:
+        super().__init__(num_frames, entropy_scaling)
         self.num_grounding_tokens = num_grounding_tokens
 
     def count_tokens(self, fuser: nn.Module, args: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -792,11 +817,11 @@ class OwnGroundingAttnProcessor(CrossFrameAttnProcessor):
             latents, tokens = states.tensor_split([-self.num_grounding_tokens], dim=2)
             return torch.cat([latents.flatten(1, 2), tokens[:, frame].repeat(1, self.num_frames, 1)], dim=1)
 
+        frames = []
         # Frame by frame, so that keys and values take the memory of one clip.
-        frames = [
-            _attention(query[:, frame], seen_by(frame, key), seen_by(frame, value), heads)
-            for frame in range(self.num_frames)
-        ]
+        for frame in range(self.num_frames):
+            keys, values = seen_by(frame, key), seen_by(frame, value)
+            frames.append(_attention(query[:, frame], keys, values, heads, self.sharpness(query, keys)))
         return torch.stack(frames, dim=1)
 
 
@@ -856,10 +881,13 @@ def modulated_text(null_embeddings: torch.Tensor) -> torch.Tensor:
     return null_embeddings.flatten(1, 2)
 
 
-def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
-    """Multi-head attention over (batch, tokens, channels)."""
+def _attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int, sharpness: float = 1.0
+) -> torch.Tensor:
+    """Multi-head attention over (batch, tokens, channels), the logits multiplied by `sharpness`."""
     query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
-    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    scale = sharpness / math.sqrt(query.shape[-1])
+    return F.scaled_dot_product_attention(query, key, value, scale=scale).transpose(1, 2).flatten(2)
 
 
 def _project_out(attn: Attention, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -884,8 +912,8 @@ def inflated(
         inflation ([`Inflation`], *optional*): What is shared between the frames; Ground-A-Video by default.
     """
     inflation = Inflation() if inflation is None else inflation
-    self_attention = _FRAME_ATTENTION[inflation.self_attention](num_frames)
-    gated_attention = _FRAME_ATTENTION[inflation.gated_attention](num_frames)
+    self_attention = _FRAME_ATTENTION[inflation.self_attention](num_frames, inflation.entropy_scaling)
+    gated_attention = _FRAME_ATTENTION[inflation.gated_attention](num_frames, inflation.entropy_scaling)
     cross_attention = ModulatedCrossAttnProcessor()
     found: list[tuple[Attention, object]] = []
     hooks: list[torch.utils.hooks.RemovableHandle] = []

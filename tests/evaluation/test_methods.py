@@ -88,7 +88,7 @@ def test_published_is_20_steps_of_inversion_to_50_of_denoising_with_all_it_says(
         flow=None,
         backward_flow=None,
         open_all_boxes=True,
-        inflation=Inflation(gated_attention="cross-frame"),
+        inflation=Inflation.published(),
         paste_back=False,
     )
     np.testing.assert_array_equal(edit(editor, METHODS["published"]).frames, expected)

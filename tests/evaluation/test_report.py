@@ -185,6 +185,12 @@ def test_the_contact_sheet_shows_source_methods_and_perfect_edit_from_top_to_bot
     assert list(dict.fromkeys(shown)) == list(COLOURS.values())
 
 
+def test_records_of_an_unknown_method_are_refused(tmp_path):
+    write_folder(tmp_path, [record("ours", 0, edit_accuracy=1.0), record("forgotten", 0, edit_accuracy=1.0)])
+    with pytest.raises(ValueError, match="holds records of forgotten, which this version does not know"):
+        load_records(tmp_path)
+
+
 def test_a_folder_without_records_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds no records"):
         load_records(tmp_path)

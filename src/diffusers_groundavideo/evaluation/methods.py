@@ -92,23 +92,22 @@ class Edit:
 
 # 20 steps of inversion and 50 of denoising, when the benchmark takes 20.
 _PUBLISHED_STEPS = Fraction(5, 2)
-_CROSS_FRAME_GATING = Inflation(gated_attention="cross-frame")
 _PUBLISHED = {
-    "inflation": _CROSS_FRAME_GATING,
+    "inflation": Inflation.published(),
     "open_all_boxes": True,
     "paste_back": False,
     "relative_flow_threshold": True,
     "backward_flow": None,
 }
 _NO_FLOW = {"flow": None, "backward_flow": None}
-_PER_FRAME = Inflation(self_attention="per-frame", gated_attention="per-frame", group_norm=False)
+_PER_FRAME = Inflation(self_attention="per-frame", gated_attention="per-frame")
 
 _ALL: tuple[Method, ...] = (
     Method("ours", "the defaults of the pipeline"),
     Method(
         "published",
         "Ground-A-Video as published: empty-prompt inversion, 5 denoising steps for 2 of inversion, relative flow "
-        "threshold, all boxes open, grounding tokens of all frames, no paste-back",
+        "threshold, all boxes open, `Inflation.published()`, no paste-back",
         inversion=Inversion("ddim"),
         steps=_PUBLISHED_STEPS,
         call=_PUBLISHED,
@@ -126,17 +125,17 @@ _ALL: tuple[Method, ...] = (
     Method(
         "first-frame",
         "Text2Video-Zero: self-attention to the first frame",
-        call={"inflation": Inflation("first-frame", "per-frame", group_norm=False)},
+        call={"inflation": Inflation("first-frame", "per-frame")},
     ),
     Method(
         "sparse-causal",
-        "Tune-A-Video: self-attention to the first and the previous frame",
-        call={"inflation": Inflation("sparse-causal", "per-frame")},
+        "Tune-A-Video: self-attention to the first and the previous frame, inflated group norms",
+        call={"inflation": Inflation("sparse-causal", "per-frame", group_norm=True, entropy_scaling=False)},
     ),
     Method(
-        "no-cross-frame-gating",
-        "ControlVideo: self-attention to all frames, gated attention within each",
-        call={"inflation": Inflation(gated_attention="per-frame")},
+        "fully-cross-frame",
+        "ControlVideo: self-attention to all frames, gated attention within each, inflated group norms",
+        call={"inflation": Inflation(gated_attention="per-frame", group_norm=True, entropy_scaling=False)},
     ),
     Method(
         "sdedit",
@@ -157,9 +156,20 @@ _ALL: tuple[Method, ...] = (
     Method(
         "published-gating",
         "gated attention to the grounding tokens of all frames, as published",
-        call={"inflation": _CROSS_FRAME_GATING},
+        call={"inflation": Inflation(gated_attention="cross-frame")},
     ),
-    Method("no-inflated-norm", "group norms frame by frame", call={"inflation": Inflation(group_norm=False)}),
+    Method(
+        "no-cross-frame-gating",
+        "gated attention within each frame",
+        call={"inflation": Inflation(gated_attention="per-frame")},
+    ),
+    Method("inflated-norm", "group norms over all frames", call={"inflation": Inflation(group_norm=True)}),
+    Method(
+        "no-entropy-scaling",
+        "attention to all frames no sharper than to one",
+        call={"inflation": Inflation(entropy_scaling=False)},
+    ),
+    Method("published-inflation", "`Inflation.published()`", call={"inflation": Inflation.published()}),
     Method("per-frame-self-attention", "self-attention within each frame", call={"inflation": Inflation("per-frame")}),
     Method("no-smoothing", "inverted latents as they are", call=_NO_FLOW),
     Method("smoothing-0.1", "flow threshold of 0.1 latent cells", call={"flow_threshold": 0.1}),
@@ -209,15 +219,16 @@ METHODS: Mapping[str, Method] = {method.name: method for method in _ALL}
 METHOD_SETS: Mapping[str, tuple[str, ...]] = {
     # So many that six clips take minutes.
     "default": (
-        *("ours", "published", "per-frame-gligen", "sparse-causal", "no-cross-frame-gating", "sdedit"),
+        *("ours", "published", "per-frame-gligen", "sparse-causal", "fully-cross-frame", "sdedit"),
         "ddim-inversion",
     ),
     "peers": (
         *("ours", "published", "published-null-text", "per-frame-gligen", "first-frame", "sparse-causal"),
-        *("no-cross-frame-gating", "sdedit", "ddim-inversion"),
+        *("fully-cross-frame", "sdedit", "ddim-inversion"),
     ),
     "ablations": (
-        *("ours", "published-gating", "no-cross-frame-gating", "per-frame-self-attention", "no-inflated-norm"),
+        *("ours", "published-gating", "no-cross-frame-gating", "per-frame-self-attention"),
+        *("inflated-norm", "no-entropy-scaling", "published-inflation"),
         "no-smoothing",
         *("smoothing-0.1", "smoothing-0.5", "smoothing-relative", "inversion-ddim", "inversion-null-text"),
         *("null-text-unmodulated", "inversion-all-open", "no-inpainting", "no-paste-back", "all-boxes-open"),

@@ -110,13 +110,19 @@ def load_records(folder: str | Path) -> list[Record]:
     """All records of a benchmark's folder, by clip and then by method in the order of `METHODS`, the ceiling last.
 
     Raises:
-        `ValueError`: If there is none.
+        `ValueError`: If there is none, or one of a method that is not in `METHODS`.
     """
     order = {name: place for place, name in enumerate((*METHODS, CEILING))}
     paths = Path(folder).glob("records/*/*.json")
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(paths)]
     if not records:
         raise ValueError(f"The folder {str(folder)!r} holds no records of a benchmark.")
+    unknown = sorted({record["method"] for record in records} - set(order))
+    if unknown:
+        raise ValueError(
+            f"The folder {str(folder)!r} holds records of {', '.join(unknown)}, which this version does not know: "
+            "delete them, or choose another folder."
+        )
     return sorted(records, key=lambda record: (record["clip"]["name"], order[record["method"]]))
 
 

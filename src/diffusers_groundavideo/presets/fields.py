@@ -302,7 +302,8 @@ class InflationForm(Form):
     self_attention: FrameAttention = "cross-frame"
     gated_attention: GatedAttention = "own-grounding"
     modulated_cross_attention: bool = True
-    group_norm: bool = True
+    group_norm: bool = False
+    entropy_scaling: bool = True
 
 
 def _frames(clip: Any, argument: str) -> np.ndarray:
