@@ -62,7 +62,7 @@ BACKGROUND_KINDS = [kind for kind in KINDS if kind.startswith("background")]
 OTHER_ATTENTION = {
     "per-frame gated": Inflation(gated_attention="per-frame"),
     "per-frame gated and self": Inflation(gated_attention="per-frame", self_attention="per-frame"),
-    "the published cross-frame gated": Inflation(gated_attention="cross-frame"),
+    "published": Inflation.published(),
 }
 INVERSION_METHODS: tuple[InversionMethod, ...] = ("ddim", "null-text", "negative-prompt")
 

@@ -223,16 +223,22 @@ METHOD_SETS: Mapping[str, tuple[str, ...]] = {
         "ddim-inversion",
     ),
     "peers": (
-        *("ours", "published", "published-null-text", "per-frame-gligen", "first-frame", "sparse-causal"),
-        *("fully-cross-frame", "sdedit", "ddim-inversion"),
+        *("ours", "published", "per-frame-gligen", "first-frame", "sparse-causal", "fully-cross-frame", "sdedit"),
+        "ddim-inversion",
+    ),
+    "attention": (
+        *("ours", "published-inflation", "published-gating", "no-cross-frame-gating", "inflated-norm"),
+        "no-entropy-scaling",
     ),
     "ablations": (
-        *("ours", "published-gating", "no-cross-frame-gating", "per-frame-self-attention"),
-        *("inflated-norm", "no-entropy-scaling", "published-inflation"),
-        "no-smoothing",
-        *("smoothing-0.1", "smoothing-0.5", "smoothing-relative", "inversion-ddim", "inversion-null-text"),
-        *("null-text-unmodulated", "inversion-all-open", "no-inpainting", "no-paste-back", "all-boxes-open"),
+        *("ours", "per-frame-self-attention", "no-smoothing", "smoothing-0.1", "smoothing-0.5", "smoothing-relative"),
+        *("inversion-ddim", "inversion-all-open", "no-inpainting", "no-paste-back", "all-boxes-open"),
         *("no-controlnet", "gate-0.3", "gate-0.5", "all-off"),
+    ),
+    # Minutes a clip.
+    "null-text": (
+        *("ours", "inversion-ddim", "inversion-null-text", "null-text-unmodulated", "published"),
+        "published-null-text",
     ),
     "groundings": ("ours", *(method.name for method in _ALL if method.disturbance is not None)),
     "all": tuple(METHODS),
