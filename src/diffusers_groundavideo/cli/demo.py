@@ -146,11 +146,7 @@ def _known_from(rendered: "RenderedScene") -> tuple[list[Boxes], Conditions]:
         [None if np.isnan(box[0]) else box.tolist() for box in one] for one in rendered.boxes.swapaxes(0, 1)
     ]
     boxes.append([(0.0, 0.0, 1.0, 1.0)] * len(rendered.frames))
-    return boxes, {
-        "conditioning_frames": np.repeat(rendered.depth[..., None], 3, axis=-1),
-        "flow": rendered.forward_flow,
-        "backward_flow": rendered.backward_flow,
-    }
+    return boxes, rendered.conditions
 
 
 def _enlarged(frames: np.ndarray) -> np.ndarray:

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .captions import grounding_dict
 from .rendering import render
 from .scenes import Scene
@@ -56,7 +54,5 @@ def edit_arguments(scene: Scene, target: Scene) -> dict[str, Any]:
         "grounding": edit,
         "source_prompt": edit["source_prompt"],
         "prompt": edit["target_prompt"],
-        "conditioning_frames": np.repeat(rendered.depth[..., None], 3, axis=-1),
-        "flow": rendered.forward_flow,
-        "backward_flow": rendered.backward_flow,
+        **rendered.conditions,
     }

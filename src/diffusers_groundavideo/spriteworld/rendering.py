@@ -36,6 +36,16 @@ class RenderedScene:
     forward_occlusion: np.ndarray
     backward_occlusion: np.ndarray
 
+    @property
+    def conditions(self) -> dict[str, np.ndarray]:
+        """Exact depth and flow as arguments of the pipeline: `conditioning_frames` (F, H, W, 3) in [0, 1], `flow` and
+        `backward_flow` (F - 1, 2, H, W) in pixels."""
+        return {
+            "conditioning_frames": np.repeat(self.depth[..., None], 3, axis=-1),
+            "flow": self.forward_flow,
+            "backward_flow": self.backward_flow,
+        }
+
 
 def fit_sprite(name: str, slot: np.ndarray) -> tuple[float, float, float, float]:
     """The largest rectangle of the sprite's aspect in a slot, centred and standing on its lower edge: both xyxy."""
