@@ -3,7 +3,7 @@
     python benchmarks/results.py main=runs/main ablations=runs/ablations
 
 Each NAME=FOLDER is a run. Between `<!-- NAME: TABLE -->` and `<!-- end -->` goes that table of that run, one of those
-named below; its plots go to `results/NAME-PLOT.png`.
+named below; its plots go to `results/NAME-PLOT.png`, those that the text shows.
 """
 
 import argparse
@@ -74,12 +74,13 @@ def main() -> None:
     folders = dict(run.split("=", 1) for run in arguments.runs)
     plots = arguments.results.with_name("results")
     plots.mkdir(exist_ok=True)
+    text = arguments.results.read_text(encoding="utf-8")
     for name, folder in folders.items():
         write_report(folder)
         for plot in sorted(Path(folder).glob("*.png")):
-            shutil.copyfile(plot, plots / f"{name}-{plot.name}")
+            if f"(results/{name}-{plot.name})" in text:
+                shutil.copyfile(plot, plots / f"{name}-{plot.name}")
     runs: dict[str, Sequence[Record]] = {name: load_records(folder) for name, folder in folders.items()}
-    text = arguments.results.read_text(encoding="utf-8")
     arguments.results.write_text(fill_in(text, runs), encoding="utf-8")
 
 

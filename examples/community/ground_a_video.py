@@ -679,10 +679,10 @@ class Inflation:
             embeddings of all frames, not to its own alone. No difference without null-text optimisation.
         group_norm (`bool`): Whether the group norms of the ResNet blocks and of the UNet's output take their
             statistics over all frames of a clip, as in the published model, or each frame is normalised by itself.
-        entropy_scaling (`bool`): Whether attention to several frames is sharpened so that it spreads no wider than
-            within one: logits are multiplied by `sqrt(log(keys) / log(tokens of a frame))` (Jin et al., "Training-free
-            Diffusion Model Adaptation for Variable-Sized Text-to-Image Synthesis", NeurIPS 2023, section 3.2, there
-            for larger pictures). Published models attend without.
+        entropy_scaling (`bool`): Whether attention to several frames is sharpened, so that its entropy stays the same
+            share of the largest possible: logits are multiplied by `sqrt(log(keys) / log(tokens of a frame))` (Jin et
+            al., "Training-free Diffusion Model Adaptation for Variable-Sized Text-to-Image Synthesis", NeurIPS 2023,
+            arXiv:2306.08645, there for larger pictures). The published model and its peers attend without.
 
     Raises:
         `ValueError`: If an attention scheme is unknown.
