@@ -24,10 +24,10 @@ NUM_RESAMPLES = 10_000
 LEVEL = 0.95
 OURS = "ours"
 # Those that are shown by kind, number of edits, background and length.
-GROUPED_METHODS = (OURS, "published", "per-frame-gligen", CEILING)
+GROUPED_METHODS = (OURS, "published", "published-gating", "per-frame-gligen", CEILING)
 
-# Of the contact sheet: clips side by side and in all, frames of each clip, pixels for a pixel.
-SHEET_COLUMNS, SHEET_CLIPS, SHEET_FRAMES, SHEET_SCALE = 4, 12, 3, 2
+# Of the contact sheet: clips side by side and in all, methods, frames of each clip, pixels for a pixel.
+SHEET_COLUMNS, SHEET_CLIPS, SHEET_METHODS, SHEET_FRAMES, SHEET_SCALE = 4, 12, 8, 3, 2
 _LABEL_WIDTH, _LABEL_HEIGHT, _GAP = 170, 18, 6
 
 Record = dict[str, Any]
@@ -327,9 +327,10 @@ def contact_sheet(folder: str | Path, records: Sequence[Record]) -> Image.Image:
 
     Args:
         folder: Of the benchmark.
-        records: Of the methods and clips to show; at most `SHEET_CLIPS` clips, at frames from the first to the last.
+        records: Of the methods and clips to show; at most `SHEET_CLIPS` clips, at frames from the first to the last,
+            and `SHEET_METHODS` methods.
     """
-    methods = ["source", *_methods(records), "perfect"]
+    methods = ["source", *_methods(records)[:SHEET_METHODS], "perfect"]
     clips = sorted({record["clip"]["name"] for record in records})[:SHEET_CLIPS]
     size = records[0]["settings"]["size"]
     tile = size * SHEET_SCALE
@@ -407,6 +408,8 @@ def _plot_differences(records: Sequence[Record], path: Path) -> None:
     for axes, metric in zip(grid.flat, MAIN_METRICS):
         _draw_estimates(axes, others, [paired_difference(records, OURS, other, metric) for other in others])
         axes.axvline(0, color="black", linewidth=0.8)
+        # Linear up to what a table shows in its last digits, for some methods are hundreds of times further off.
+        axes.set_xscale("symlog", linthresh=10 ** (1 - metric.digits))
         better = "right" if metric.higher_is_better else "left"
         axes.set_title(f"ours minus: {metric.label}\n({better} of 0: ours is better)", fontsize=9)
     for axes in grid[:, 1:].flat:
