@@ -29,6 +29,7 @@ from diffusers_groundavideo.evaluation.report import (
 
 # What one part does on top of another; each is shown if a run has both.
 PAIRS = (
+    ("published-gating", "no-cross-frame-gating"),
     ("inversion-null-text", "null-text-unmodulated"),
     ("published-null-text", "published"),
     ("grounding-dropped-smoothed", "grounding-dropped"),
