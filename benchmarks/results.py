@@ -18,6 +18,7 @@ from diffusers_groundavideo.evaluation.report import (
     describe_methods,
     describe_run,
     difference_table,
+    group_difference_table,
     group_table,
     load_records,
     method_table,
@@ -50,6 +51,8 @@ TABLES: dict[str, Callable[[Sequence[Record]], str]] = {
     "edits": lambda records: group_table(records, "num_edits"),
     "backgrounds": lambda records: group_table(records, "background"),
     "lengths": lambda records: group_table(records, "num_frames"),
+    "length-differences": lambda records: group_difference_table(records, "num_frames", ("ours", "per-frame-gligen")),
+    "kind-differences": lambda records: group_difference_table(records, "kind", ("ours", "published-gating")),
     "seconds": seconds_table,
 }
 BLOCK = re.compile(r"(<!-- (?P<run>[\w-]+): (?P<table>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -13,6 +13,7 @@ from diffusers_groundavideo.evaluation.report import (
     contact_sheet,
     difference_table,
     estimate,
+    group_difference_table,
     group_table,
     load_records,
     method_table,
@@ -156,6 +157,13 @@ def test_groups_have_their_own_means():
     records = [record("ours", index, edit_accuracy=index % 2) for index in range(4)]
     rows = group_table(records, "kind", [ACCURACY]).splitlines()[2:]
     assert rows == ["| two-edits | ours | 2 | 0.0 [0.0, 0.0] |", "| crossing | ours | 2 | 100.0 [100.0, 100.0] |"]
+
+
+def test_differences_are_paired_within_each_group():
+    records = [record("ours", index, edit_accuracy=index % 2) for index in range(4)]
+    records += [record("published", index, edit_accuracy=0.5) for index in range(4)]
+    rows = group_difference_table(records, "kind", ("ours", "published"), [ACCURACY]).splitlines()[2:]
+    assert rows == ["| two-edits | **-50.0 [-50.0, -50.0]** |", "| crossing | **+50.0 [+50.0, +50.0]** |"]
 
 
 def test_seconds_are_shown_with_their_share():

@@ -235,6 +235,19 @@ def group_table(records: Sequence[Record], group: str, metrics: Sequence[Metric]
     return _table(header, rows)
 
 
+def group_difference_table(
+    records: Sequence[Record], group: str, pair: tuple[str, str], metrics: Sequence[Metric] = MAIN_METRICS
+) -> str:
+    """Markdown: the first method of the pair minus the second, as in [`difference_table`], a row for each value of
+    `group`, a field of the records' clips ("num_frames")."""
+    rows = []
+    for value in _group_values(records, group):
+        own = [record for record in records if record["clip"][group] == value]
+        rows.append([str(value), *_difference_cells(own, *pair, metrics)])
+    header = [f"{group.replace('_', ' ')}: {' minus '.join(pair)}", *(f"{one.label} {_arrow(one)}" for one in metrics)]
+    return _table(header, rows)
+
+
 def _group_values(records: Iterable[Record], group: str) -> list[Any]:
     found = {record["clip"][group] for record in records}
     return [kind for kind in KINDS if kind in found] if group == "kind" else sorted(found)
