@@ -32,6 +32,7 @@ from diffusers_groundavideo.evaluation.report import (
 PAIRS = (
     ("published-gating", "no-cross-frame-gating"),
     ("inversion-null-text", "null-text-unmodulated"),
+    ("inversion-null-text", "inversion-ddim"),
     ("published-null-text", "published"),
     ("grounding-dropped-smoothed", "grounding-dropped"),
     ("grounding-jittered-smoothed", "grounding-jittered"),
