@@ -51,6 +51,11 @@ class Metric:
     scale: float = 1.0
     digits: int = 2
 
+    @property
+    def heading(self) -> str:
+        """The label with an arrow to where it is better."""
+        return f"{self.label} {'↑' if self.higher_is_better else '↓'}"
+
 
 METRICS: tuple[Metric, ...] = (
     Metric("edit_accuracy", "edit accuracy, %", True, 100, 1),
@@ -184,14 +189,14 @@ def method_table(records: Sequence[Record], metrics: Sequence[Metric] = METRICS)
     for name in names:
         clips = sum(record["method"] == name for record in records)
         rows.append([name, str(clips), *(_cell(estimate(records, name, metric), metric) for metric in shown)])
-    return _table(["method", "clips", *(f"{metric.label} {_arrow(metric)}" for metric in shown)], rows)
+    return _table(["method", "clips", *(metric.heading for metric in shown)], rows)
 
 
 def difference_table(records: Sequence[Record], method: str = OURS, metrics: Sequence[Metric] = MAIN_METRICS) -> str:
     """Markdown: `method` minus each other one on the clips that both edited; bold where the interval excludes 0."""
     others = [other for other in _methods(records) if other != method]
     rows = ([other, *_difference_cells(records, method, other, metrics)] for other in others)
-    return _table([f"{method} minus", *(f"{metric.label} {_arrow(metric)}" for metric in metrics)], rows)
+    return _table([f"{method} minus", *(metric.heading for metric in metrics)], rows)
 
 
 def pair_table(
@@ -199,9 +204,13 @@ def pair_table(
 ) -> str:
     """Markdown: the first method of each pair minus the second, as in [`difference_table`]; pairs with a method that
     there are no records of are left out."""
-    known = [pair for pair in pairs if set(pair) <= set(_methods(records))]
-    rows = ([f"{one} minus {other}", *_difference_cells(records, one, other, metrics)] for one, other in known)
-    return _table(["difference", *(f"{metric.label} {_arrow(metric)}" for metric in metrics)], rows)
+    known = set(_methods(records))
+    rows = (
+        [f"{one} minus {other}", *_difference_cells(records, one, other, metrics)]
+        for one, other in pairs
+        if {one, other} <= known
+    )
+    return _table(["difference", *(metric.heading for metric in metrics)], rows)
 
 
 def _difference_cells(records: Sequence[Record], method: str, other: str, metrics: Sequence[Metric]) -> list[str]:
@@ -217,21 +226,16 @@ def _excludes_zero(value: Estimate) -> bool:
     return value.low > 0 or value.high < 0
 
 
-def _arrow(metric: Metric) -> str:
-    return "↑" if metric.higher_is_better else "↓"
-
-
 def group_table(records: Sequence[Record], group: str, metrics: Sequence[Metric] = MAIN_METRICS) -> str:
     """Markdown: a row for each of `GROUPED_METHODS` and value of `group`, a field of the records' clips ("kind")."""
     rows = []
-    for value in _group_values(records, group):
-        own = [record for record in records if record["clip"][group] == value]
+    for value, own in _groups(records, group):
         for name in GROUPED_METHODS:
             clips = sum(record["method"] == name for record in own)
             cells = [_cell(estimate(own, name, metric), metric) for metric in metrics]
             if clips:
                 rows.append([str(value), name, str(clips), *cells])
-    header = [group.replace("_", " "), "method", "clips", *(f"{one.label} {_arrow(one)}" for one in metrics)]
+    header = [group.replace("_", " "), "method", "clips", *(metric.heading for metric in metrics)]
     return _table(header, rows)
 
 
@@ -240,17 +244,16 @@ def group_difference_table(
 ) -> str:
     """Markdown: the first method of the pair minus the second, as in [`difference_table`], a row for each value of
     `group`, a field of the records' clips ("num_frames")."""
-    rows = []
-    for value in _group_values(records, group):
-        own = [record for record in records if record["clip"][group] == value]
-        rows.append([str(value), *_difference_cells(own, *pair, metrics)])
-    header = [f"{group.replace('_', ' ')}: {' minus '.join(pair)}", *(f"{one.label} {_arrow(one)}" for one in metrics)]
+    rows = ([str(value), *_difference_cells(own, *pair, metrics)] for value, own in _groups(records, group))
+    header = [f"{group.replace('_', ' ')}: {' minus '.join(pair)}", *(metric.heading for metric in metrics)]
     return _table(header, rows)
 
 
-def _group_values(records: Iterable[Record], group: str) -> list[Any]:
+def _groups(records: Sequence[Record], group: str) -> list[tuple[Any, list[Record]]]:
+    """Each value of a field of the records' clips, in order, with the records that have it."""
     found = {record["clip"][group] for record in records}
-    return [kind for kind in KINDS if kind in found] if group == "kind" else sorted(found)
+    values = [kind for kind in KINDS if kind in found] if group == "kind" else sorted(found)
+    return [(value, [record for record in records if record["clip"][group] == value]) for value in values]
 
 
 def seconds_table(records: Sequence[Record]) -> str:
@@ -319,7 +322,7 @@ def write_report(folder: str | Path) -> Path:
         ("background", "By background"),
         ("num_frames", "By length"),
     ):
-        if len(_group_values(records, group)) > 1:
+        if len(_groups(records, group)) > 1:
             parts += [f"## {title}\n", group_table(records, group)]
             if group in ("num_edits", "num_frames"):
                 name = f"{group.replace('_', '-')}.png"
@@ -407,7 +410,7 @@ def _plot_metrics(records: Sequence[Record], path: Path) -> None:
     figure, grid = _new_figure(5 * columns, (0.6 + 0.22 * len(names)) * rows, rows, columns)
     for axes, metric in zip(grid.flat, shown):
         _draw_estimates(axes, names, [estimate(records, name, metric) for name in names])
-        axes.set_title(f"{metric.label} {_arrow(metric)}", fontsize=10)
+        axes.set_title(metric.heading, fontsize=10)
     for axes in grid.flat[len(shown) :]:
         axes.set_visible(False)
     for axes in grid[:, 1:].flat:
@@ -456,12 +459,11 @@ def _plot_accuracy_and_background(records: Sequence[Record], path: Path) -> None
 def _plot_groups(records: Sequence[Record], group: str, path: Path) -> None:
     """The main metrics of `GROUPED_METHODS` against a number."""
     figure, grid = _new_figure(4 * len(MAIN_METRICS), 3.5, 1, len(MAIN_METRICS))
-    values = _group_values(records, group)
+    groups = _groups(records, group)
     for axes, metric in zip(grid.flat, MAIN_METRICS):
         for name in GROUPED_METHODS:
             points = []
-            for value in values:
-                own = [record for record in records if record["clip"][group] == value]
+            for value, own in groups:
                 if (found := estimate(own, name, metric)) is not None:
                     points.append((value, found))
             if not points:
@@ -470,9 +472,9 @@ def _plot_groups(records: Sequence[Record], group: str, path: Path) -> None:
             (line,) = axes.plot(x, [found.mean for _, found in points], "o-", markersize=4, label=name)
             lows, highs = [found.low for _, found in points], [found.high for _, found in points]
             axes.fill_between(x, lows, highs, color=line.get_color(), alpha=0.12)
-        axes.set_xticks(values)
+        axes.set_xticks([value for value, _ in groups])
         axes.set_xlabel(group.replace("_", " "))
-        axes.set_title(f"{metric.label} {_arrow(metric)}", fontsize=9)
+        axes.set_title(metric.heading, fontsize=9)
         axes.grid(alpha=0.3)
     grid[0, 0].legend(fontsize=7)
     figure.savefig(path, dpi=100)

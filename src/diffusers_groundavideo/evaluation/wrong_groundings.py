@@ -9,9 +9,9 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
-import torch
 
 from ..annotators import Detection, track_detections
+from ..annotators.tracking import box_iou
 from ..grounding import Box, GroundedObject, VideoGrounding
 from ..spriteworld import SPRITE_NAMES, phrase_for
 from .suite import BenchmarkClip
@@ -145,10 +145,7 @@ def confidences(clip: BenchmarkClip, grounding: VideoGrounding) -> np.ndarray:
     one; 1 where there is no box. More than a detector can know of its boxes."""
     num_frames = clip.scene.num_frames
     (exact, _), (found, there) = (one.frame_boxes(num_frames) for one in (clip.grounding, grounding))
-    low, high = torch.maximum(exact[..., :2], found[..., :2]), torch.minimum(exact[..., 2:], found[..., 2:])
-    overlap = (high - low).clamp(min=0).prod(-1)
-    areas = [(boxes[..., 2:] - boxes[..., :2]).prod(-1) for boxes in (exact, found)]
-    return torch.where(there, overlap / (areas[0] + areas[1] - overlap).clamp(min=1e-9), 1.0).numpy()
+    return np.where(there.numpy(), box_iou(exact.numpy(), found.numpy()), 1.0)
 
 
 _JITTERED: Disturbance = partial(jittered, deviation=0.04)
