@@ -39,7 +39,9 @@ STEPS = 10
 STRONG_GUIDANCE = 12.5
 
 # Shares of boxes, over frames, in which the judge finds the right sprite.
-CHANGED_RIGHT = 0.75
+CHANGED_RIGHT = 0.9
+# Of the one clip with a kept object, a hard one: four of its sixteen boxes are wrong.
+CHANGED_BESIDE_KEPT_RIGHT = 0.75
 KEPT_RIGHT = 0.9
 GENERATED_RIGHT = 0.85
 # Without pasting back, outside of the opened boxes.
@@ -150,7 +152,7 @@ def test_several_objects_change_beside_a_kept_one(
     mini: Miniature, kept_object: tuple[BenchmarkClip, np.ndarray]
 ) -> None:
     clip, frames = kept_object
-    assert len(clip.changed) == 2 and accuracy(mini, frames, clip, clip.changed) >= CHANGED_RIGHT
+    assert len(clip.changed) == 2 and accuracy(mini, frames, clip, clip.changed) >= CHANGED_BESIDE_KEPT_RIGHT
 
 
 def test_the_background_becomes_another_around_the_objects(mini: Miniature) -> None:
